@@ -1,0 +1,1 @@
+"""Reliable messaging for Python services on RabbitMQ and PostgreSQL."""

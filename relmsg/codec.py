@@ -1,0 +1,78 @@
+"""Bodies: from a Python value to bytes and a content type, and back to what a handler asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from relmsg.errors import BodyNotEncodable, Undecodable
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+BINARY = "application/octet-stream"
+
+
+def encode_body(body: object) -> tuple[bytes, str]:
+    """The bytes and the content type of a body.
+
+    bytes stay as they are, str becomes UTF-8; dict, list, tuple, dataclass, ``msgspec.Struct`` and pydantic models become
+    JSON. What is stored is what is sent: nothing is encoded a second time.
+
+    :raises BodyNotEncodable: for any other type, and for values JSON does not know.
+    """
+    try:
+        if isinstance(body, bytes | bytearray | memoryview):
+            return bytes(body), BINARY
+        if isinstance(body, str):
+            return body.encode(), TEXT
+        if is_pydantic(type(body)):
+            return body.model_dump_json().encode(), JSON  # type: ignore[attr-defined]
+        if isinstance(body, dict | list | tuple | msgspec.Struct) or dataclasses.is_dataclass(body):
+            return msgspec.json.encode(body, enc_hook=_encode_pydantic), JSON
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BodyNotEncodable(f"the body cannot be encoded: {error}") from error
+    raise BodyNotEncodable(
+        f"a body of type {type(body).__name__} cannot be sent: give bytes, str, dict, list, a dataclass, "
+        "a msgspec.Struct or a pydantic model"
+    )
+
+
+def decoder_for(target: Any) -> Callable[[bytes], Any] | None:
+    """A function from body bytes to a value of type ``target``, or None if relmsg cannot decode into that type.
+
+    The function raises Undecodable, with the reason, when the bytes are not what the type asks for. Types: bytes, str,
+    dict, list (also with item types), dataclasses, ``msgspec.Struct`` and pydantic models.
+    """
+    if target is bytes:
+        return bytes
+    if target is str:
+        return lambda body: _decode(lambda raw: raw.decode(), body)
+    if is_pydantic(target):
+        return lambda body: _decode(target.model_validate_json, body)
+    origin = getattr(target, "__origin__", target)
+    is_struct = isinstance(origin, type) and issubclass(origin, msgspec.Struct)
+    if origin in (dict, list) or is_struct or dataclasses.is_dataclass(origin):
+        decode = msgspec.json.Decoder(target).decode
+        return lambda body: _decode(decode, body)
+    return None
+
+
+def is_pydantic(target: Any) -> bool:
+    """Whether a type is a pydantic (version 2) model; pydantic itself is never imported."""
+    return isinstance(target, type) and hasattr(target, "model_validate_json") and hasattr(target, "model_fields")
+
+
+def _encode_pydantic(value: Any) -> Any:
+    if is_pydantic(type(value)):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} is not known to JSON")
+
+
+def _decode(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    try:
+        return decode(body)
+    except (ValueError, RecursionError) as error:  # msgspec, pydantic and Unicode errors are ValueErrors
+        raise Undecodable(f"the body is not what the handler expects: {error}") from error

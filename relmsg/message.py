@@ -1,0 +1,65 @@
+"""The message: what is said, to whom, under which identity. Frozen."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeAlias
+from uuid import UUID, uuid5
+
+HeaderValue: TypeAlias = "str | int | bool | None | list[HeaderValue] | dict[str, HeaderValue]"
+Headers: TypeAlias = Mapping[str, HeaderValue]
+
+# Ids made from business keys live in a namespace of their own, so that they cannot meet anyone else's UUIDv5.
+ID_NAMESPACE = UUID("6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11")
+
+
+def uuid7() -> UUID:
+    """A UUID that sorts by the time it was made (RFC 9562, version 7).
+
+    Its order is that of this host's clock: good for index locality, never to be used for message order.
+    """
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10), "big")
+    high = (milliseconds & 0xFFFF_FFFF_FFFF) << 16 | 0x7000 | (random >> 68 & 0x0FFF)
+    low = 0x8000_0000_0000_0000 | random & 0x3FFF_FFFF_FFFF_FFFF
+    return UUID(int=high << 64 | low)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What is said, to whom, under which identity.
+
+    ``id`` is the same on every resend and in the error queue; the inbox knows a duplicate by it. Without one a
+    UUIDv7 is made. Give ``Message.id_for(business_key)`` where the *caller* may retry: then the retried request
+    publishes the same id, and the effect still happens once.
+
+    ``ordering_key``: messages with the same key take effect in the order they were published. ``expiration`` is a
+    time span (``timedelta`` or seconds) counted from the moment of publishing. ``body`` may be bytes, str, dict, list,
+    a dataclass, a ``msgspec.Struct`` or a pydantic model when publishing; a received message always carries bytes.
+
+    Nothing is checked here: ``publish`` checks the whole message, where an error can still undo the caller's work.
+    """
+
+    type: str | None = None
+    body: object = b""
+    exchange: str = ""
+    routing_key: str = ""
+    ordering_key: str | None = None
+    headers: Headers = field(default_factory=dict)
+    id: UUID | str = field(default_factory=uuid7)
+    source: str | None = None
+    content_type: str | None = None
+    content_encoding: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration: timedelta | float | None = None
+    timestamp: datetime | None = None
+
+    @staticmethod
+    def id_for(business_key: str) -> UUID:
+        """The id (UUIDv5) that belongs to a business key, such as ``"order-7-placed"``: equal keys, equal ids."""
+        return uuid5(ID_NAMESPACE, business_key)

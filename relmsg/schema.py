@@ -1,0 +1,168 @@
+"""The tables, defined once. The migrations must add up to this; a test holds them equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from sqlalchemy import (
+    TIMESTAMP,
+    BigInteger,
+    Column,
+    Computed,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    SmallInteger,
+    Table,
+    Text,
+    text,
+)
+from sqlalchemy.dialects.postgresql import BYTEA, JSONB, UUID
+
+SLOTS = 64
+DEFAULT_SCHEMA = "relmsg"
+
+# A relay's rows live for milliseconds, so the default autovacuum (20 % of the table) would come far too late.
+CHURN = {
+    "autovacuum_vacuum_scale_factor": "0.01",
+    "autovacuum_vacuum_threshold": "1000",
+    "autovacuum_vacuum_cost_delay": "0",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """relmsg's tables in one database schema."""
+
+    metadata: MetaData
+    outbox_message: Table
+    outbox_slot: Table
+    outbox_relay: Table
+    inbox_message: Table
+    inbox_attempt: Table
+
+
+@lru_cache
+def tables(schema: str = DEFAULT_SCHEMA) -> Tables:
+    """relmsg's tables in the schema of that name. Equal names give the same objects."""
+    metadata = MetaData(schema=schema)
+    return Tables(
+        metadata=metadata,
+        outbox_message=_outbox_message(metadata),
+        outbox_slot=_outbox_slot(metadata),
+        outbox_relay=_outbox_relay(metadata),
+        inbox_message=_inbox_message(metadata),
+        inbox_attempt=_inbox_attempt(metadata),
+    )
+
+
+def _time(name: str, *, default: str | None = None, nullable: bool = True) -> Column[object]:
+    return Column(
+        name, TIMESTAMP(timezone=True), server_default=text(default) if default else None, nullable=nullable
+    )
+
+
+def _outbox_message(metadata: MetaData) -> Table:
+    """A row is here until the broker has confirmed it.
+
+    Every column but exchange, routing_key and body has a default, so that a plain INSERT from any language publishes.
+    The identity has no cache: ids of one session grow in the order of its inserts.
+    """
+    table = Table(
+        "outbox_message",
+        metadata,
+        Column("id", BigInteger, Identity(always=True, cache=1), primary_key=True),
+        Column(
+            "slot",
+            SmallInteger,
+            Computed(
+                f"(hashtext(COALESCE(ordering_key, message_id::text)) & {SLOTS - 1})::smallint", persisted=True
+            ),
+            nullable=False,
+        ),
+        Column("message_id", UUID(as_uuid=True), server_default=text("gen_random_uuid()"), nullable=False),
+        Column("type", Text),
+        Column("source", Text),
+        Column("exchange", Text, nullable=False),
+        Column("routing_key", Text, nullable=False),
+        Column("ordering_key", Text),
+        Column("headers", JSONB, server_default=text("'{}'::jsonb"), nullable=False),
+        Column("content_type", Text),
+        Column("content_encoding", Text),
+        Column("correlation_id", Text),
+        Column("reply_to", Text),
+        Column("body", BYTEA, nullable=False),
+        _time("created_at", default="clock_timestamp()", nullable=False),
+        _time("expires_at"),
+        Column("attempts", Integer, server_default=text("0"), nullable=False),
+        Column("last_error", Text),
+        _time("parked_at"),
+        postgresql_with=CHURN,
+    )
+    waiting = table.c.parked_at.is_(None)
+    Index("outbox_message_slot_id", table.c.slot, table.c.id, postgresql_where=waiting)
+    Index(
+        "outbox_message_key_id",
+        table.c.ordering_key,
+        table.c.id,
+        postgresql_where=waiting & table.c.ordering_key.is_not(None),
+    )
+    Index("outbox_message_parked", table.c.id, postgresql_where=table.c.parked_at.is_not(None))
+    return table
+
+
+def _outbox_slot(metadata: MetaData) -> Table:
+    """Who may send the rows of a slot, until when. Always 64 rows."""
+    return Table(
+        "outbox_slot",
+        metadata,
+        Column("slot", SmallInteger, primary_key=True, autoincrement=False),
+        Column("owner", Text),
+        Column("epoch", BigInteger, server_default=text("0"), nullable=False),
+        _time("expires_at"),
+    )
+
+
+def _outbox_relay(metadata: MetaData) -> Table:
+    """The relays that are alive, so that each can know its fair share of the slots."""
+    return Table(
+        "outbox_relay",
+        metadata,
+        Column("owner", Text, primary_key=True),
+        _time("started_at", default="clock_timestamp()", nullable=False),
+        _time("expires_at", nullable=False),
+    )
+
+
+def _inbox_message(metadata: MetaData) -> Table:
+    """Which messages have taken effect, per consumer. Ids are text: messages come from anyone."""
+    return Table(
+        "inbox_message",
+        metadata,
+        Column("consumer", Text, nullable=False),
+        Column("source", Text, nullable=False),
+        Column("message_id", Text, nullable=False),
+        _time("handled_at", default="now()", nullable=False),
+        PrimaryKeyConstraint("consumer", "source", "message_id"),
+    )
+
+
+def _inbox_attempt(metadata: MetaData) -> Table:
+    """How often a redelivered message was begun and not finished: a row is written before such a handler runs.
+
+    First deliveries write none, so the healthy path pays nothing.
+    """
+    return Table(
+        "inbox_attempt",
+        metadata,
+        Column("consumer", Text, nullable=False),
+        Column("source", Text, nullable=False),
+        Column("message_id", Text, nullable=False),
+        Column("starts", Integer, server_default=text("1"), nullable=False),
+        _time("first_at", default="now()", nullable=False),
+        PrimaryKeyConstraint("consumer", "source", "message_id"),
+        postgresql_with=CHURN,
+    )
