@@ -18,8 +18,8 @@ BINARY = "application/octet-stream"
 def encode_body(body: object) -> tuple[bytes, str]:
     """The bytes and the content type of a body.
 
-    bytes stay as they are, str becomes UTF-8; dict, list, tuple, dataclass, ``msgspec.Struct`` and pydantic models become
-    JSON. What is stored is what is sent: nothing is encoded a second time.
+    bytes stay as they are, str becomes UTF-8; dict, list, tuple, dataclass, ``msgspec.Struct`` and pydantic models
+    become JSON. What is stored is what is sent: nothing is encoded a second time.
 
     :raises BodyNotEncodable: for any other type, and for values JSON does not know.
     """

@@ -24,6 +24,7 @@
     ├── ServiceAway                    a service does not answer; exit code 3, a retry can help
     │   ├── BrokerAway
     │   └── DatabaseAway
+    ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
         ├── MissingMessageId · UnknownType · Undecodable · KilledWorker
@@ -126,6 +127,15 @@ class BrokerAway(ServiceAway):
 
 class DatabaseAway(ServiceAway):
     """PostgreSQL does not answer."""
+
+
+class BrokerRefused(RelmsgError):
+    """The broker refused a request; ``reply_code`` is the AMQP code, such as 404 or 406."""
+
+    def __init__(self, reply_code: int, reply_text: str) -> None:
+        super().__init__(f"the broker refused ({reply_code}): {reply_text}")
+        self.reply_code = reply_code
+        self.reply_text = reply_text
 
 
 class TopologyMismatch(RelmsgError):

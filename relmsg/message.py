@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID, uuid5
 
-HeaderValue: TypeAlias = "str | int | bool | None | list[HeaderValue] | dict[str, HeaderValue]"
+HeaderValue: TypeAlias = "str | int | bool | list[HeaderValue] | dict[str, HeaderValue] | None"
 Headers: TypeAlias = Mapping[str, HeaderValue]
 
 # Ids made from business keys live in a namespace of their own, so that they cannot meet anyone else's UUIDv5.

@@ -15,7 +15,7 @@ def full_jitter(attempt: int, base: float, cap: float, chance: Callable[[], floa
     Full jitter spreads the retries of many clients most evenly (AWS Architecture Blog, "Exponential Backoff and
     Jitter", 2015).
     """
-    return chance() * min(cap, base * 2 ** min(attempt - 1, 60))
+    return chance() * min(cap, base * 2.0 ** min(attempt - 1, 60))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

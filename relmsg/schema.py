@@ -60,9 +60,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> Tables:
 
 
 def _time(name: str, *, default: str | None = None, nullable: bool = True) -> Column[object]:
-    return Column(
-        name, TIMESTAMP(timezone=True), server_default=text(default) if default else None, nullable=nullable
-    )
+    return Column(name, TIMESTAMP(timezone=True), server_default=text(default) if default else None, nullable=nullable)
 
 
 def _outbox_message(metadata: MetaData) -> Table:
@@ -78,9 +76,7 @@ def _outbox_message(metadata: MetaData) -> Table:
         Column(
             "slot",
             SmallInteger,
-            Computed(
-                f"(hashtext(COALESCE(ordering_key, message_id::text)) & {SLOTS - 1})::smallint", persisted=True
-            ),
+            Computed(f"(hashtext(COALESCE(ordering_key, message_id::text)) & {SLOTS - 1})::smallint", persisted=True),
             nullable=False,
         ),
         Column("message_id", UUID(as_uuid=True), server_default=text("gen_random_uuid()"), nullable=False),

@@ -1,0 +1,89 @@
+"""One way to wait for the broker, and one place where its errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from aiormq import exceptions as amqp
+
+from relmsg.errors import AccessRefused, BrokerAway, BrokerRefused, RelmsgError
+
+T = TypeVar("T")
+
+# aiormq raises one class per AMQP reply code and drops the number; the classes that keep it carry it as first argument.
+REPLY_CODES: dict[type[BaseException], int] = {
+    amqp.ChannelAccessRefused: 403,
+    amqp.ChannelNotFoundEntity: 404,
+    amqp.ChannelLockedResource: 405,
+    amqp.ChannelPreconditionFailed: 406,
+    amqp.ConnectionFrameError: 501,
+    amqp.ConnectionSyntaxError: 502,
+    amqp.ConnectionCommandInvalid: 503,
+    amqp.ConnectionChannelError: 504,
+    amqp.ConnectionUnexpectedFrame: 505,
+    amqp.ConnectionResourceError: 506,
+    amqp.ConnectionNotAllowed: 530,
+    amqp.ConnectionNotImplemented: 540,
+    amqp.ConnectionInternalError: 541,
+}
+
+
+async def answer(call: Awaitable[T], *, within: float) -> T:
+    """Wait for an answer of the broker, at most ``within`` seconds.
+
+    aiormq tells a lost heartbeat by a CancelledError in a task that nobody cancelled; here it becomes BrokerAway, and a
+    real cancellation stays one. A request that runs out of time closes its channel.
+
+    :raises BrokerAway: no answer in time, or the connection was lost.
+    :raises AccessRefused: user, password, virtual host or permission are refused.
+    :raises BrokerRefused: any other AMQP error code.
+    """
+    try:
+        async with asyncio.timeout(within):
+            return await call
+    except asyncio.CancelledError as error:
+        if really_cancelled():
+            raise
+        raise BrokerAway("the connection to RabbitMQ was lost") from error
+    except TimeoutError as error:
+        raise BrokerAway(f"RabbitMQ did not answer within {within:g} s") from error
+    except RelmsgError:
+        raise
+    except Exception as error:
+        raise translate(error) from error
+
+
+def really_cancelled() -> bool:
+    """Whether somebody asked this task to stop; False means that a CancelledError came out of the AMQP library."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def reply_code(error: BaseException | None) -> int | None:
+    """The AMQP code with which the broker closed a channel or connection; None if it said nothing."""
+    if error is None:
+        return None
+    if (code := REPLY_CODES.get(type(error))) is not None:
+        return code
+    first = error.args[0] if isinstance(error, amqp.ChannelClosed | amqp.ConnectionClosed) and error.args else None
+    return first if isinstance(first, int) and first >= 300 else None
+
+
+def translate(error: BaseException) -> RelmsgError:
+    """The relmsg error for whatever the AMQP library raised."""
+    text = _text(error)
+    if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
+        return AccessRefused(f"RabbitMQ refused the login: check user and password in RELMSG_AMQP_URL ({text})")
+    code = reply_code(error)
+    if code in (403, 530):
+        return AccessRefused(f"RabbitMQ refused access: check virtual host and permissions ({text})")
+    if code is None or code == 320:
+        return BrokerAway(f"RabbitMQ is away: {text}")
+    return BrokerRefused(code, text)
+
+
+def _text(error: BaseException) -> str:
+    texts = [str(part) for part in error.args if isinstance(part, str)]
+    return texts[-1] if texts else str(error) or type(error).__name__

@@ -1,0 +1,226 @@
+"""One AMQP connection that is kept up: several hosts, backoff with full jitter, a generation for every new one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import aiormq
+from aiormq.abc import AbstractChannel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from yarl import URL
+
+from relmsg.broker.answer import answer, really_cancelled
+from relmsg.clock import Clock, SystemClock
+from relmsg.errors import AccessRefused, BrokerAway, RelmsgError
+from relmsg.retry import full_jitter
+
+log = logging.getLogger(__name__)
+
+
+class Connection:
+    """One AMQP connection that is kept up until it is closed.
+
+    After a loss it is made again, host after host in turn, with exponential backoff and full jitter (0.1 s up to 10 s),
+    for ever: a broker that is away is waited for, and so is a password that was rotated. ``generation`` grows with
+    every new connection; whatever was received on an older one can no longer be acked.
+
+    Use it as a context manager. Entering makes the first connection, and that one fails at once when *no* host can be
+    reached, so that a wrong URL is told and not waited for.
+
+    :raises BrokerAway: on entering, when no host answers.
+    :raises AccessRefused: on entering, when the login is refused.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        name: str = "relmsg",
+        heartbeat: float = 10.0,
+        connect_timeout: float = 10.0,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self.generation = 0
+        self.reconnects = 0
+        self.blocked_seconds = 0.0
+        self._urls = [URL(url).update_query(name=name, heartbeat=str(int(heartbeat))) for url in urls]
+        self._next = 0
+        self._timeout = connect_timeout
+        self._clock = clock or SystemClock()
+        self._chance = chance
+        self._current: aiormq.Connection | None = None
+        self._transport: asyncio.Transport | None = None
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._first()
+        self._task = asyncio.create_task(self._keep_up(), name=f"{self.name}: keep the connection up")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether there is a connection at this moment."""
+        return self._current is not None and not self._current.is_closed
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has told us to stop publishing (memory or disk alarm).
+
+        aiormq has no callback for this: its ``ready()`` is asked, and left, without waiting.
+        """
+        if self._current is None:
+            return False
+        question = self._current.ready()
+        try:
+            question.send(None)
+        except StopIteration:
+            return False
+        finally:
+            question.close()
+        return True
+
+    async def channel(self, *, confirms: bool = False, within: float = 10.0) -> AbstractChannel:
+        """Open a channel, waiting up to ``within`` seconds for a connection.
+
+        :raises BrokerAway: there is no connection in time, or it is blocked by the broker.
+        """
+        try:
+            async with asyncio.timeout(within):
+                await self._up.wait()
+        except TimeoutError as error:
+            raise BrokerAway(f"no connection to RabbitMQ for {within:g} s") from error
+        current = self._current
+        if current is None:
+            raise BrokerAway("the connection to RabbitMQ was just lost")
+        if self.blocked:
+            raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
+        return await answer(current.channel(publisher_confirms=confirms, on_return_raises=True), within=within)
+
+    @property
+    def frame_max(self) -> int:
+        """The largest frame the broker takes, in bytes."""
+        return self._current.connection_tune.frame_max if self._current is not None else 131_072
+
+    @property
+    def server_version(self) -> str:
+        """The broker's version, such as ``3.10.8``; empty before the first connection."""
+        return str(self._current.server_properties.get("version", "")) if self._current is not None else ""
+
+    def abort(self) -> None:
+        """Cut the socket at once, leaving unsent bytes behind; a new connection follows.
+
+        This is the only safe end after a missed confirm deadline: a frozen broker would otherwise execute, once it
+        thaws, every publish that still lies in the socket, the resent ones included (reliability P9).
+        """
+        if self._transport is not None:
+            self._transport.abort()
+
+    async def close(self) -> None:
+        """End the connection for good; a broker that does not answer is given two seconds."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._drop()
+
+    async def _first(self) -> None:
+        errors: list[RelmsgError] = []
+        for _ in self._urls:
+            try:
+                return await self._connect()
+            except RelmsgError as error:
+                errors.append(error)
+        raise next((error for error in errors if isinstance(error, AccessRefused)), errors[-1])
+
+    async def _connect(self) -> None:
+        url = self._urls[self._next % len(self._urls)]
+        self._next += 1
+        opening = aiormq.Connection(url, transport_factory=_Watched(self, url))
+        try:
+            await answer(opening.connect(), within=self._timeout)
+        except AccessRefused:
+            raise
+        except RelmsgError as error:
+            raise BrokerAway(f"RabbitMQ at {url.host}:{url.port or _port(url)} is away: {error}") from error
+        self._current = opening
+        self.generation += 1
+        self._up.set()
+        log.info("connected to RabbitMQ at %s:%s as %s", url.host, url.port or _port(url), self.name)
+
+    async def _keep_up(self) -> None:
+        while not self._closed:
+            await self._until_lost()
+            self._up.clear()
+            self._current = None
+            log.warning("%s: the connection to RabbitMQ was lost, connecting again", self.name)
+            failures = 0
+            while self._current is None:
+                await self._clock.sleep(full_jitter(failures + 1, 0.1, 10.0, self._chance))
+                try:
+                    await self._connect()
+                except RelmsgError as error:
+                    failures += 1
+                    log.warning("%s: %s", self.name, error)
+                except asyncio.CancelledError:
+                    if really_cancelled():
+                        raise
+                    failures += 1
+            self.reconnects += 1
+
+    async def _until_lost(self) -> None:
+        current = self._current
+        if current is None:
+            return
+        closing = current.closing
+        while not closing.done():
+            blocked = self.blocked
+            await asyncio.wait({closing}, timeout=0.5)
+            if blocked:
+                self.blocked_seconds += 0.5
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            closing.exception()
+
+    async def _drop(self) -> None:
+        current, self._current = self._current, None
+        self._up.clear()
+        if current is None or current.is_closed:
+            return
+        try:
+            async with asyncio.timeout(2.0):
+                await current.close(None)
+        except (Exception, asyncio.CancelledError) as error:
+            self.abort()
+            if isinstance(error, asyncio.CancelledError) and really_cancelled():
+                raise
+
+
+class _Watched(TransportFactory):
+    """Opens the socket as aiormq does and remembers the transport, which aiormq gives no access to."""
+
+    def __init__(self, owner: Connection, url: URL) -> None:
+        self._owner = owner
+        self._inner = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+
+    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await self._inner.create(url, **options)
+        self._owner._transport = writer.transport  # type: ignore[assignment]
+        return reader, writer
+
+
+def _port(url: URL) -> int:
+    return 5671 if url.scheme == "amqps" else 5672

@@ -1,0 +1,152 @@
+"""The envelope: a message as the broker will see it, checked against every rule before anything depends on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from relmsg.broker.headers import check_headers
+from relmsg.codec import encode_body
+from relmsg.errors import BodyTooLarge, ExpirationNotPositive, InvalidMessage, PropertyRefused
+from relmsg.message import Message
+from relmsg.telemetry import trace_headers
+
+MAX_BODY_BYTES = 1024 * 1024  # RabbitMQ 4 takes 16 MiB at most, and large bodies hurt everyone long before that
+MAX_SHORT_BYTES = 255  # AMQP 0-9-1, "shortstr"
+MAX_EXPIRATION_MS = 2**32 - 1  # RabbitMQ answers a larger one with a closed channel (406)
+
+SHORT_STRINGS = (
+    "message_id",
+    "exchange",
+    "routing_key",
+    "type",
+    "source",
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Envelope:
+    """A message as the broker will see it: body in bytes, every property final."""
+
+    message_id: str
+    exchange: str
+    routing_key: str
+    body: bytes
+    type: str | None = None
+    source: str | None = None
+    ordering_key: str | None = None
+    headers: Mapping[str, Any]
+    content_type: str | None = None
+    content_encoding: str | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+    expiration_ms: int | None = None
+    timestamp: datetime | None = None
+
+
+def seal(message: Message, *, source: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
+    """Turn a message into an envelope that is known to be sendable.
+
+    ``source`` stands in where the message names none. The trace context of the current span joins the headers.
+
+    :raises InvalidMessage: one of its subclasses, naming the rule the message broke.
+    """
+    body, content_type = encode_body(message.body)
+    envelope = Envelope(
+        message_id=str(message.id),
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        body=body,
+        type=message.type,
+        source=message.source or source,
+        ordering_key=message.ordering_key,
+        headers={**trace_headers(), **message.headers} if isinstance(message.headers, Mapping) else message.headers,
+        content_type=message.content_type or content_type,
+        content_encoding=message.content_encoding,
+        correlation_id=message.correlation_id,
+        reply_to=message.reply_to,
+        expiration_ms=_milliseconds(message.expiration),
+        timestamp=message.timestamp,
+    )
+    check(envelope, max_body_bytes=max_body_bytes)
+    return envelope
+
+
+def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
+    """Hold an envelope against every rule of AMQP, RabbitMQ and relmsg.
+
+    :raises InvalidMessage: one of its subclasses, naming the rule.
+    """
+    for name in SHORT_STRINGS:
+        _check_short(name, getattr(envelope, name))
+    if not envelope.message_id:
+        raise PropertyRefused("message_id is empty: the inbox could not tell a duplicate")
+    if envelope.ordering_key is not None:
+        _check_text("ordering_key", envelope.ordering_key)
+        if not envelope.ordering_key:
+            raise PropertyRefused("ordering_key is empty: leave it out, or give a key")
+    if envelope.timestamp is not None and envelope.timestamp.timestamp() < 0:
+        raise PropertyRefused("timestamp lies before 1970, which AMQP cannot express")
+    if envelope.expiration_ms is not None and envelope.expiration_ms <= 0:
+        raise ExpirationNotPositive(f"expiration is {envelope.expiration_ms} ms; {ExpirationNotPositive.__doc__}")
+    if envelope.expiration_ms is not None and envelope.expiration_ms > MAX_EXPIRATION_MS:
+        raise PropertyRefused(f"expiration is over {MAX_EXPIRATION_MS} ms (49 days), the most RabbitMQ takes")
+    check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
+    if len(envelope.body) > max_body_bytes:
+        raise BodyTooLarge(
+            f"the body takes {len(envelope.body)} bytes, at most {max_body_bytes} may: store it elsewhere and send a "
+            "reference, or raise max_body_bytes"
+        )
+
+
+def outbox_id(message: Message) -> UUID:
+    """The message's id as the outbox stores it.
+
+    :raises PropertyRefused: the id is not a UUID.
+    """
+    if isinstance(message.id, UUID):
+        return message.id
+    try:
+        return UUID(message.id)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PropertyRefused(
+            f"message id {message.id!r} is not a UUID: use Message.id_for({message.id!r}) to make one of it"
+        ) from error
+
+
+def _milliseconds(expiration: timedelta | float | None) -> int | None:
+    if expiration is None:
+        return None
+    try:
+        seconds = expiration.total_seconds() if isinstance(expiration, timedelta) else float(expiration)
+        # Half a millisecond is still in the future: rounding it to 0 would mean "drop at once".
+        return max(1, round(seconds * 1000)) if seconds > 0 else round(seconds * 1000)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidMessage(f"expiration is a timedelta or a number of seconds, not {expiration!r}") from error
+
+
+def _check_short(name: str, value: Any) -> None:
+    if value is None and name not in ("exchange", "routing_key"):
+        return
+    _check_text(name, value)
+    size = len(value.encode())
+    if size > MAX_SHORT_BYTES:
+        raise PropertyRefused(f"{name} takes {size} bytes, AMQP carries at most {MAX_SHORT_BYTES}")
+
+
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise PropertyRefused(f"{name} is a string, not {type(value).__name__}")
+    if "\0" in value:
+        raise PropertyRefused(f"{name} holds a NUL character, which PostgreSQL cannot store")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise PropertyRefused(f"{name} is not valid Unicode: {error}") from error

@@ -1,0 +1,85 @@
+"""What may stand in the headers of a message, and why.
+
+The rules come from what AMQP 0-9-1 clients do to values they cannot carry: pamqp sends a float with 32 bits, cuts
+names at 128 bytes and drops microseconds, each without an error; RabbitMQ routes copies by ``CC`` and ``BCC``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pamqp import encode as pamqp_encode
+
+from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge
+
+RESERVED = ("x-", "relmsg-", "CC", "BCC")
+MAX_NAME_BYTES = 128
+MAX_BYTES = 16 * 1024
+INT64 = range(-(2**63), 2**63)
+
+
+def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
+    """Hold a publisher's headers against every rule; ``reserved_bytes`` are taken by what relmsg adds itself.
+
+    :raises HeaderNameRefused: a name is reserved, empty or over 128 bytes.
+    :raises HeaderRefused: a value, at any depth, is not str, int (64 bit), bool, None, list or dict.
+    :raises HeadersTooLarge: all of them together take more than 16 KiB.
+    """
+    if not isinstance(headers, Mapping):
+        raise HeaderRefused(f"headers are a mapping of names to values, not {type(headers).__name__}")
+    for name in headers:
+        if isinstance(name, str) and name.startswith(RESERVED):
+            raise HeaderNameRefused(
+                f"header {name!r}: names that begin with {', '.join(RESERVED)} belong to RabbitMQ and relmsg"
+            )
+    _check_value("headers", headers)
+    size = encoded_size(headers) + reserved_bytes
+    if size > MAX_BYTES:
+        raise HeadersTooLarge(f"the headers take {size} bytes, at most {MAX_BYTES} may: put data into the body")
+
+
+def encoded_size(headers: Mapping[str, Any]) -> int:
+    """The bytes an AMQP field table with these headers takes."""
+    return len(pamqp_encode.field_table(dict(headers)))
+
+
+def _check_value(path: str, value: Any) -> None:
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        _check_text(path, value)
+    elif isinstance(value, int):
+        if value not in INT64:
+            raise HeaderRefused(f"{path}: {value} does not fit into 64 bits; send it as a string")
+    elif isinstance(value, float):
+        raise HeaderRefused(
+            f"{path}: a float would lose digits on the way (AMQP libraries send 32 bits): send a string"
+        )
+    elif isinstance(value, list):
+        for position, item in enumerate(value):
+            _check_value(f"{path}[{position}]", item)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_name(path, name)
+            _check_value(f"{path}[{name!r}]", item)
+    else:
+        raise HeaderRefused(f"{path}: a {type(value).__name__} cannot be sent; {HeaderRefused.__doc__}")
+
+
+def _check_name(path: str, name: Any) -> None:
+    if not isinstance(name, str) or not name:
+        raise HeaderNameRefused(f"{path}: header names are non-empty strings, not {name!r}")
+    _check_text(f"{path}, name {name!r}", name)
+    size = len(name.encode())
+    if size > MAX_NAME_BYTES:
+        raise HeaderNameRefused(f"{path}: the name {name[:32]!r}… takes {size} bytes, at most {MAX_NAME_BYTES} may")
+
+
+def _check_text(path: str, value: str) -> None:
+    if "\0" in value:
+        raise HeaderRefused(f"{path}: a NUL character cannot be stored by PostgreSQL")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise HeaderRefused(f"{path}: not valid Unicode: {error}") from error
