@@ -1,0 +1,285 @@
+"""Settings: a TOML file, over it the environment, over that the flags. All mistakes are told at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import secrets
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from relmsg.errors import SettingsError
+
+PREFIX = "RELMSG_"
+# Variables that belong to relmsg without being a setting of a program.
+OTHER_VARIABLES = frozenset({"RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
+IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error
+
+
+def redact(text: str) -> str:
+    """The text with every password in a URL replaced by ``***``; also in a list of hosts and in a query string."""
+    hidden = re.sub(r"(?<=://)([^\s/:@]*):[^\s/]*(?=@)", r"\1:***", text)
+    # A password with an unescaped slash ends the pattern above early: then hide all between the scheme and the last @.
+    hidden = re.sub(r"(?<=://)([^\s:@/]*):(?!\*\*\*@)[^\s]*@", r"\1:***@", hidden)
+    return re.sub(r"(?i)((?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", hidden)
+
+
+def schema_name(text: str) -> str:
+    """The name of a database schema, if PostgreSQL can have one of that name. Any printable text of 1 to 63 bytes is
+    fine, it is quoted wherever it is used; names that begin with ``pg_`` belong to PostgreSQL.
+
+    :raises SettingsError: for any other name.
+    """
+    # isprintable() is False for control characters (NUL among them) and for surrogates, which UTF-8 does not know.
+    if not text or not text.isprintable() or len(text.encode()) > IDENTIFIER_BYTES:
+        raise SettingsError(f"schema {text[:80]!r}: a schema name is 1 to {IDENTIFIER_BYTES} bytes of printable text")
+    if text.startswith("pg_") or text == "information_schema":
+        raise SettingsError(f"schema {text!r}: this name belongs to PostgreSQL")
+    return text
+
+
+def amqp_urls(text: str) -> list[str]:
+    """One URL for each host of ``amqp://user:password@h1:5672,h2:5673/vhost``, in that order, alike in all the rest.
+
+    :raises SettingsError: with the rule that was broken; passwords are not shown.
+    """
+    shown = redact(text)
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in ("amqp", "amqps"):
+        raise SettingsError(f"amqp_url {shown!r}: give amqp://user:password@host:5672/vhost, or amqps:// for TLS")
+    ends = re.search(r"[/?#]", rest)
+    authority, tail = (rest[: ends.start()], rest[ends.start() :]) if ends else (rest, "")
+    user, at, hosts = authority.rpartition("@")
+    urls = []
+    for host in hosts.split(","):
+        try:
+            parts = urlsplit(f"{scheme}://{host.strip()}")
+            name, port = parts.hostname, parts.port
+        except ValueError:
+            name, port = None, None
+        if not name or port == 0 or parts.path or host.strip().endswith(":"):
+            raise SettingsError(
+                f"amqp_url {shown!r}: the hosts are not host:port,host:port "
+                "(in a user or password write @ as %40, / as %2F, : as %3A)"
+            )
+        urls.append(f"{scheme}://{user}{at}{host.strip()}{tail}")
+    return urls
+
+
+def _database_url(text: str) -> str:
+    scheme, _, rest = text.partition("://")
+    if scheme not in ("postgresql", "postgresql+asyncpg") or not rest:
+        raise ValueError("is not postgresql+asyncpg://user:password@host:5432/database")
+    try:
+        _ = urlsplit(text).port
+    except ValueError:
+        raise ValueError("has no valid port (in a user or password write @ as %40, / as %2F, : as %3A)") from None
+    return text
+
+
+def _amqp_url(text: str) -> str:
+    amqp_urls(text)
+    return text
+
+
+def _http_url(text: str) -> str:
+    if not re.match(r"https?://[^/\s]+", text):
+        raise ValueError("is not http://user:password@host:15672")
+    return text
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("is not printable text")
+    return text
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if text and not (host and colon and port.isdecimal() and int(port) <= 65535):
+        raise ValueError("is not host:port (port 0 takes any free one, an empty text turns it off)")
+    return text
+
+
+def _number(kind: type[int] | type[float], least: float, most: float, unit: str) -> Callable[[Any], Any]:
+    """A reader of numbers within limits; TOML gives numbers, the environment gives texts."""
+    article = "a whole number of" if kind is int else "a number of"
+    rule = f"is not {article} {unit} from {least:g} to {most:,.0f}"
+
+    def read(value: Any) -> Any:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(rule) from None
+        if isinstance(value, bool) or not least <= number <= most or (kind is int and number != float(value)):
+            raise ValueError(rule)
+        return number
+
+    return read
+
+
+_HOUR = 3600.0
+
+
+def _setting(default: Any, read: Callable[[Any], Any], *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"read": read, "secret": secret})
+
+
+def relay_name() -> str:
+    """A name no other relay has: host, process id, and chance, for containers in which both are always the same."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a relmsg process is told from outside. Times are seconds.
+
+    ``load`` reads ``RELMSG_<FIELD IN CAPITALS>``; a value given directly is taken as it is.
+    """
+
+    KNOWN: ClassVar[tuple[str, ...]]
+
+    database_url: str | None = _setting(None, _database_url, secret=True)
+    amqp_url: str | None = _setting(None, _amqp_url, secret=True)
+    management_url: str | None = _setting(None, _http_url, secret=True)
+    schema: str = _setting("relmsg", schema_name)
+    config: str | None = _setting(None, _text)
+
+    relay_name: str = field(default_factory=relay_name, metadata={"read": _text, "secret": False})
+    batch: int = _setting(500, _number(int, 1, 10_000, "rows"))
+    window: int = _setting(2000, _number(int, 1, 65_535, "unconfirmed messages"))
+    confirm_deadline: float = _setting(30.0, _number(float, 0.1, _HOUR, "seconds"))
+    poll_min: float = _setting(0.005, _number(float, 0.001, 60, "seconds"))
+    poll_max: float = _setting(0.25, _number(float, 0.001, 60, "seconds"))
+    lease: float = _setting(15.0, _number(float, 1, _HOUR, "seconds"))
+    renew: float = _setting(5.0, _number(float, 0.1, _HOUR, "seconds"))
+    drain: float = _setting(10.0, _number(float, 0, _HOUR, "seconds"))
+    max_body_bytes: int = _setting(1024 * 1024, _number(int, 1, 128 * 1024 * 1024, "bytes"))
+    probes: str = _setting("127.0.0.1:9808", _address)
+
+    prefetch: int = _setting(32, _number(int, 1, 65_535, "messages"))
+    concurrency: int = _setting(8, _number(int, 1, 10_000, "handlers"))
+    consumer_drain: float = _setting(25.0, _number(float, 0, _HOUR, "seconds"))
+    heartbeat: int = _setting(10, _number(int, 1, 65_535, "seconds"))
+
+    def __repr__(self) -> str:
+        pairs = ((each.name, getattr(self, each.name)) for each in fields(self))
+        shown = (
+            f"{name}={redact(value)!r}" if isinstance(value, str) else f"{name}={value!r}" for name, value in pairs
+        )
+        return f"Settings({', '.join(shown)})"
+
+    @classmethod
+    def load(cls, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+        """Settings from the TOML file, the environment and the flags; the later ones win. A flag that is None was not
+        given. The file is named by the flag ``config`` or by ``RELMSG_CONFIG``; its keys are the field names.
+
+        :raises SettingsError: that names every mistake in all three, and shows no password.
+        """
+        environ = os.environ if environ is None else environ
+        given = {name: value for name, value in (flags or {}).items() if value is not None}
+        config = given.get("config") or environ.get("RELMSG_CONFIG") or None
+        mistakes: list[str] = []
+        values: dict[str, tuple[str, Any]] = {}
+
+        for key, value in _read_file(config, mistakes).items():
+            if key == "config" or key not in cls.KNOWN:
+                mistakes.append(f"{config}: there is no setting {key!r}{_meant(key, cls.KNOWN)}")
+            else:
+                values[key] = (f"{config}: {key}", value)
+        variables = {PREFIX + name.upper(): name for name in cls.KNOWN}
+        for variable, text in sorted(environ.items()):
+            if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
+                continue
+            if variable not in variables:
+                mistakes.append(f"there is no setting {variable}{_meant(variable, variables)}")
+            else:
+                values[variables[variable]] = (variable, text)
+        for name, value in given.items():
+            if name not in cls.KNOWN:
+                mistakes.append(f"there is no setting {name!r}{_meant(name, cls.KNOWN)}")
+            else:
+                values[name] = ("--" + name.replace("_", "-"), value)
+        if config:
+            values["config"] = ("--config", config)
+
+        result = {}
+        for each in fields(cls):
+            if each.name in values:
+                origin, value = values[each.name]
+                try:
+                    result[each.name] = _read(value, each.metadata["read"])
+                except (ValueError, SettingsError) as error:
+                    mistakes.append(_said(origin, value, error, secret=each.metadata["secret"]))
+        if not mistakes:
+            settings = cls(**result)
+            mistakes = settings._contradictions()
+            if not mistakes:
+                return settings
+        raise SettingsError("; ".join(mistakes))
+
+    def database(self) -> str:
+        """The database's URL. :raises SettingsError: if none was given."""
+        if self.database_url is None:
+            raise SettingsError(
+                "no database is named: set RELMSG_DATABASE_URL=postgresql+asyncpg://user:password@host/database"
+            )
+        return self.database_url
+
+    def broker(self) -> list[str]:
+        """The broker's URLs, one a host. :raises SettingsError: if none was given."""
+        if self.amqp_url is None:
+            raise SettingsError("no broker is named: set RELMSG_AMQP_URL=amqp://user:password@host:5672/vhost")
+        return amqp_urls(self.amqp_url)
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        if self.poll_min > self.poll_max:
+            found.append(f"poll_min ({self.poll_min:g}) is more than poll_max ({self.poll_max:g})")
+        if self.renew * 2 > self.lease:
+            found.append(
+                f"renew ({self.renew:g}) is more than half of lease ({self.lease:g}): one late renewal loses it"
+            )
+        return found
+
+
+Settings.KNOWN = tuple(each.name for each in fields(Settings))
+
+
+def _read_file(config: str | None, mistakes: list[str]) -> dict[str, Any]:
+    if config is None:
+        return {}
+    try:
+        return tomllib.loads(Path(config).read_text(encoding="utf-8"))
+    except OSError as error:
+        mistakes.append(f"cannot read the settings file {config}: {error.strerror or error}")
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError; they quote no values
+        mistakes.append(f"{config} is not TOML: {error}")
+    return {}
+
+
+def _read(value: Any, read: Callable[[Any], Any]) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError("is not a single value: settings stand at the top of the file, outside of [tables]")
+    is_number = getattr(read, "__qualname__", "").startswith("_number")
+    if not is_number and not isinstance(value, str):
+        raise ValueError("is not a text: put it in quotes")
+    return read(value)
+
+
+def _said(origin: str, value: object, error: Exception, *, secret: bool) -> str:
+    if isinstance(error, SettingsError):  # names the setting and the value itself
+        return f"{origin}: {error}"
+    shown = redact(value) if secret and isinstance(value, str) else value
+    return f"{origin}: {shown!r} {error}"
+
+
+def _meant(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f", did you mean {near[0]}?" if near else ""
