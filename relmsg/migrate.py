@@ -1,0 +1,289 @@
+"""Bringing relmsg's tables into a database, and telling whether they are right.
+
+relmsg's migrations are a tree of their own: their version table (``relmsg_version``) stands in relmsg's schema, so that
+an application's own Alembic tree keeps one head and never hears of ours (see migrations/README.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import alembic.context
+import alembic.op
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.pool import NullPool
+
+from relmsg import catalogue
+from relmsg.database import create_engine, translated
+from relmsg.errors import DatabaseAway, SchemaError
+from relmsg.retry import full_jitter
+from relmsg.schema import DEFAULT_SCHEMA, tables
+from relmsg.settings import schema_name
+
+T = TypeVar("T")
+
+VERSION_TABLE = "relmsg_version"
+# A DDL statement that waits for a lock makes every producer wait behind it: give up after 1 s (in env.py), let them
+# pass, try again (reliability.md R3).
+ATTEMPTS = 10
+_LOCK_NOT_AVAILABLE = "55P03"
+
+# Alembic keeps the migration it runs in module globals, so one event loop runs one at a time.
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def upgrade(url: str | URL, schema: str = DEFAULT_SCHEMA) -> list[str]:
+    """Bring the schema to the newest version, creating it if it is missing; the revisions applied, oldest first.
+
+    All of it is one transaction: it is there or it is not. Any number of processes may call this at the same time; one
+    works, the others wait and find nothing left to do. A lock is awaited for 1 s at most, then everything is
+    rolled back and tried again, ten times in all.
+
+    :raises SchemaError: if the schema is newer than this code, or holds relmsg's tables without their version.
+    :raises DatabaseAway: if PostgreSQL does not answer, or a table stayed locked by another session.
+    :raises AccessRefused: wrong user, password or database, or no permission to create.
+    """
+    engine = create_engine(url, poolclass=NullPool)
+    try:
+        async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    with translated(url):
+                        async with engine.begin() as connection:
+                            return await connection.run_sync(upgrade_connection, schema)
+                except DatabaseAway as error:
+                    if attempt == ATTEMPTS or not _was_locked(error):
+                        raise
+                await asyncio.sleep(full_jitter(attempt, base=0.2, cap=2.0))
+    finally:
+        await engine.dispose()
+    raise AssertionError("unreachable")
+
+
+def upgrade_connection(connection: Connection, schema: str = DEFAULT_SCHEMA) -> list[str]:
+    """``upgrade`` inside the caller's transaction, which is neither committed nor retried; any driver will do.
+
+    Made for a revision in an application's own Alembic tree: ``migrate.upgrade_connection(op.get_bind())``. Inside the
+    transaction ``lock_timeout`` is 1 s from here on.
+    """
+    schema_name(schema)
+    connection.execute(text("SET LOCAL lock_timeout = '60s'"))
+    connection.execute(
+        text("SELECT pg_advisory_xact_lock(hashtextextended('relmsg db upgrade ' || CAST(:schema AS text), 0))"),
+        {"schema": schema},
+    )
+    version = _version(connection, schema)
+    if version is None and _holds_tables(connection, schema):
+        raise SchemaError(
+            f"schema {schema} holds relmsg's tables but not their version ({VERSION_TABLE}): they were not made by "
+            "`relmsg db upgrade`; give relmsg another schema, or drop these tables if they are empty"
+        )
+    if version is not None and version not in _revisions():
+        raise SchemaError(_newer(schema, version))
+    exists = connection.execute(
+        text("SELECT 1 FROM pg_catalog.pg_namespace WHERE nspname = :schema"), {"schema": schema}
+    ).scalar()
+    return _run(connection, schema, schema_exists=bool(exists))
+
+
+def sql(schema: str = DEFAULT_SCHEMA) -> str:
+    """What ``upgrade`` does to an empty database, as plain SQL in one transaction, version table included."""
+    schema_name(schema)
+    written = io.StringIO()
+    _run(None, schema, output=written)
+    return written.getvalue()
+
+
+async def check(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEMA) -> list[str]:
+    """One line for each difference between the database and ``relmsg.schema``; none if all is as it should be.
+
+    Compared: tables, columns, types, nullability, defaults, generated expressions, identities, constraints, indexes
+    with their columns and predicates, storage options, the rows of outbox_slot, the version. Nothing is changed. On a
+    connection in a transaction it works within that transaction, behind a savepoint.
+
+    :raises DatabaseAway, AccessRefused: if the comparison could not be made.
+    """
+    schema_name(schema)
+    return await _on(bind, _differences, schema)
+
+
+async def require_current(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEMA) -> None:
+    """Return if the schema has the version this code is made for. One query; every process calls it at its start.
+
+    :raises SchemaError: if relmsg's tables are missing, older, or newer than this code; its text says what to do.
+    :raises DatabaseAway, AccessRefused: if it could not be found out.
+    """
+    schema_name(schema)
+    version = await _on(bind, _version, schema)
+    newest, *older = _revisions()
+    if version is None:
+        raise SchemaError(f"relmsg's tables are missing in schema {schema}: run `relmsg db upgrade`")
+    if version in older:
+        raise SchemaError(f"schema {schema} has version {version}, this relmsg needs {newest}: run `relmsg db upgrade`")
+    if version != newest:
+        raise SchemaError(_newer(schema, version))
+
+
+def include_object(
+    item: Any,
+    name: str | None,
+    type_: str,
+    reflected: bool,
+    compare_to: Any,
+    *,
+    schema: str = DEFAULT_SCHEMA,
+) -> bool:
+    """For ``context.configure(include_object=…)`` of an application's own Alembic: leaves out relmsg's tables.
+
+    Only what stands in the schema and bears the name of one of relmsg's tables is left out. For another schema's name:
+    ``functools.partial(include_object, schema="messages")``.
+    """
+    del reflected, compare_to
+    if type_ == "table":
+        table_name, table_schema = name, item.schema
+    else:
+        table = getattr(item, "table", None)
+        table_name, table_schema = getattr(table, "name", None), getattr(table, "schema", None)
+    ours = {table.name for table in tables(schema).metadata.tables.values()} | {VERSION_TABLE}
+    # A table in the connection's default schema is reflected without its schema's name.
+    return not (table_name in ours and (table_schema or "public") == schema)
+
+
+def location() -> Path:
+    """The folder of the Alembic environment: in the wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).parent
+    shipped = package / "migrations"
+    return shipped if shipped.is_dir() else package.parent / "migrations"
+
+
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(location()).replace("%", "%%"))
+    return config
+
+
+@lru_cache
+def _revisions() -> tuple[str, ...]:
+    """Every revision this code knows, the newest first."""
+    return tuple(script.revision for script in _scripts().walk_revisions())
+
+
+def _run(
+    connection: Connection | None,
+    schema: str,
+    *,
+    schema_exists: bool = False,
+    output: io.StringIO | None = None,
+) -> list[str]:
+    applied: list[str] = []
+    config = _config()
+    scripts = ScriptDirectory.from_config(config)
+
+    def note(*, step: Any, **_: Any) -> None:
+        applied.extend(step.up_revision_ids)
+
+    config.attributes.update(
+        connection=connection,
+        schema=schema,
+        schema_exists=schema_exists,
+        version_table=VERSION_TABLE,
+        on_version_apply=note,
+    )
+    environment = EnvironmentContext(
+        config,
+        scripts,
+        fn=lambda revision, _context: scripts._upgrade_revs("head", revision),
+        as_sql=connection is None,
+        output_buffer=output,
+        destination_rev="head",
+    )
+    with _nested(), environment:
+        scripts.run_env()
+    return applied
+
+
+@contextmanager
+def _nested() -> Iterator[None]:
+    """Let Alembic run inside a revision that Alembic runs: leaving a context empties ``alembic.op`` and
+    ``alembic.context``, and the outer revision still needs them.
+    """
+    modules = (vars(alembic.op), vars(alembic.context))
+    before = [dict(module) for module in modules]
+    try:
+        yield
+    finally:
+        for module, names in zip(modules, before, strict=True):
+            module.update(names)
+
+
+async def _on(bind: AsyncEngine | AsyncConnection, read: Callable[[Connection, str], T], schema: str) -> T:
+    """Read in the connection's transaction, or in one of its own that is rolled back."""
+    with translated(bind.engine.url):
+        if isinstance(bind, AsyncEngine):
+            async with bind.connect() as connection:
+                return await connection.run_sync(read, schema)
+        if bind.in_transaction():
+            return await bind.run_sync(read, schema)
+        try:
+            return await bind.run_sync(read, schema)
+        finally:
+            await bind.rollback()
+
+
+def _differences(connection: Connection, schema: str) -> list[str]:
+    lines = catalogue.differences(connection, schema, VERSION_TABLE)
+    version = _version(connection, schema)
+    if version != _revisions()[0] and lines != [f"schema {schema} is missing"]:
+        lines.append(f"table {VERSION_TABLE}: version is {version or 'none'}, expected {_revisions()[0]}")
+    return lines
+
+
+def _version(connection: Connection, schema: str) -> str | None:
+    if not _exists(connection, schema, [VERSION_TABLE]):
+        return None
+    quoted = connection.dialect.identifier_preparer.quote_schema(schema).replace(":", "\\:")
+    versions = connection.execute(text(f"SELECT version_num FROM {quoted}.{VERSION_TABLE}")).scalars()  # noqa: S608
+    return max(map(str, versions), default=None)
+
+
+def _holds_tables(connection: Connection, schema: str) -> bool:
+    return _exists(connection, schema, [table.name for table in tables(schema).metadata.tables.values()])
+
+
+def _exists(connection: Connection, schema: str, names: list[str]) -> bool:
+    found = connection.execute(
+        text(
+            "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = :schema AND c.relname = ANY(CAST(:names AS text[])) LIMIT 1"
+        ),
+        {"schema": schema, "names": names},
+    )
+    return found.scalar() is not None
+
+
+def _newer(schema: str, version: str) -> str:
+    return (
+        f"schema {schema} has version {version}, which this relmsg does not know: it is newer than this code, so "
+        "install the relmsg that made it, or a later one"
+    )
+
+
+def _was_locked(error: DatabaseAway) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
