@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import aiormq
-from aiormq.abc import AbstractChannel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
@@ -94,7 +93,7 @@ class Connection:
             question.close()
         return True
 
-    async def channel(self, *, confirms: bool = False, within: float = 10.0) -> AbstractChannel:
+    async def channel(self, *, confirms: bool = False, within: float = 10.0) -> aiormq.Channel:
         """Open a channel, waiting up to ``within`` seconds for a connection.
 
         :raises BrokerAway: there is no connection in time, or it is blocked by the broker.
@@ -109,7 +108,10 @@ class Connection:
             raise BrokerAway("the connection to RabbitMQ was just lost")
         if self.blocked:
             raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
-        return await answer(current.channel(publisher_confirms=confirms, on_return_raises=True), within=within)
+        opened = await answer(current.channel(publisher_confirms=confirms, on_return_raises=True), within=within)
+        if not isinstance(opened, aiormq.Channel):
+            raise TypeError(f"aiormq made a {type(opened).__name__} where its Channel was expected")
+        return opened
 
     @property
     def frame_max(self) -> int:

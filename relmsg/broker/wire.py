@@ -53,7 +53,7 @@ def properties(envelope: Envelope) -> Basic.Properties:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One ``basic.publish`` to be made. Its properties must name ``message_id``: the broker's returns are matched by it."""
+    """One ``basic.publish`` to be made. Its properties name the ``message_id``: returns are matched by it."""
 
     message_id: str
     exchange: str
