@@ -67,6 +67,7 @@ def _outbox_message(metadata: MetaData) -> Table:
     """A row is here until the broker has confirmed it.
 
     Every column but exchange, routing_key and body has a default, so that a plain INSERT from any language publishes.
+    ``occurred_at`` is the AMQP timestamp where the publisher gave one of its own; age is always that of ``created_at``.
     The identity has no cache: ids of one session grow in the order of its inserts.
     """
     table = Table(
@@ -92,6 +93,7 @@ def _outbox_message(metadata: MetaData) -> Table:
         Column("reply_to", Text),
         Column("body", BYTEA, nullable=False),
         _time("created_at", default="clock_timestamp()", nullable=False),
+        _time("occurred_at"),
         _time("expires_at"),
         Column("attempts", Integer, server_default=text("0"), nullable=False),
         Column("last_error", Text),

@@ -52,6 +52,7 @@ def upgrade() -> None:
         sa.Column("reply_to", sa.Text),
         sa.Column("body", postgresql.BYTEA, nullable=False),
         moment("created_at", "clock_timestamp()", nullable=False),
+        moment("occurred_at"),
         moment("expires_at"),
         sa.Column("attempts", sa.Integer, server_default=sa.text("0"), nullable=False),
         sa.Column("last_error", sa.Text),
