@@ -1,0 +1,302 @@
+"""Bringing a topology into the broker, and telling what stands there instead.
+
+RabbitMQ closes the channel with every refusal, so each question gets a channel of its own. It names only the first
+argument that differs, in a text of at most 255 bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from aiormq import Channel
+
+from relmsg.broker import management
+from relmsg.broker.answer import answer
+from relmsg.broker.connection import Connection
+from relmsg.errors import AccessRefused, BrokerRefused, RelmsgError, TopologyMismatch, UsageError
+from relmsg.topology import ERROR_EXCHANGE, Binding, Exchange, Queue, Topology, error_exchange, error_queue
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+ANSWER_WITHIN = 10.0  # seconds
+FLAGS = ("type", "durable", "auto_delete", "exclusive", "internal")  # what is no argument in AMQP's sense
+NOT_FOUND, LOCKED, PRECONDITION_FAILED, COMMAND_INVALID = 404, 405, 406, 503
+
+# Wanted: 'quorum', none, or: the value 'quorum' of type 'longstr'. Long texts end in "..." anywhere (RabbitMQ 3.10).
+_DIFFERS = re.compile(r"inequivalent arg '([^']+)' for ")
+_VALUES = re.compile(r": received (?P<asked>none|.+?) but current is (?P<real>none|.+)$", re.DOTALL)
+_VALUE = re.compile(r"the value '(?P<typed>.*)' of type '\w+'|'(?P<plain>.*)'", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What differs between a topology and the broker: a line for each difference, and what could not be looked at."""
+
+    lines: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One argument that differs. ``real``: what the broker has, None if it is not set. ``known`` is False where the
+    broker's answer was cut short before it said so.
+    """
+
+    argument: str
+    known: bool
+    real: str | None = None
+
+
+async def declare(connection: Connection, topology: Topology) -> None:
+    """Bring a topology into the broker, with the error exchange and the error queues that belong to it.
+
+    Doing it again changes nothing. Nothing is ever deleted or replaced: after an error, what came before it stays.
+
+    :raises TopologyMismatch: something of that name stands there already and differs; the text says in what.
+    :raises UsageError: the broker knows no such argument or type.
+    :raises AccessRefused: the user may not configure this, or not write to or read from it.
+    :raises BrokerAway: no answer.
+    """
+    whole = topology.whole()
+    for thing in _things(whole):
+        try:
+            await _ask(connection, _declare, thing, _asked(thing))
+        except BrokerRefused as error:
+            if error.reply_code == PRECONDITION_FAILED:
+                raise _mismatch(thing, await _differences(connection, thing)) from error
+            raise _refusal(thing, error) from error
+    for binding in whole.bindings:
+        await _bind(connection, binding)
+
+
+async def check(connection: Connection, topology: Topology, management_url: str | None = None) -> Differences:
+    """Compare a topology, with all it brings along, with the broker. Changes nothing; what else is there is not told.
+
+    What is there is asked for once more with the arguments wanted: the broker then either agrees or names a difference.
+    Bindings cannot be seen over AMQP: they are looked up through the management API at ``management_url``, such as
+    ``http://user:password@host:15672``, and without it they are in ``unchecked``. Arguments that no part of RabbitMQ
+    knows, and policies, are not compared. Should something be deleted in the very moment between the two questions,
+    the second one makes it again.
+
+    :raises AccessRefused: the user may not configure these (which asking takes), or may not use the management API.
+    :raises BrokerAway: no answer, from AMQP or from the management API.
+    """
+    whole = topology.whole()
+    lines: list[str] = []
+    for thing in _things(whole):
+        if not await _exists(connection, thing):
+            lines.append(f"{thing} is missing")
+        else:
+            lines += [f"{thing}: {phrase}" for phrase in await _differences(connection, thing)]
+    if management_url is None:
+        return Differences(tuple(lines), tuple(map(str, whole.bindings)))
+    vhost = await _ask(connection, _vhost)
+    lines += [
+        f"{binding} is missing"
+        for binding in whole.bindings
+        if not await management.has_binding(management_url, vhost, binding, within=ANSWER_WITHIN)
+    ]
+    return Differences(tuple(lines))
+
+
+async def ensure_error_queue(connection: Connection, queue: str, exchange: str = ERROR_EXCHANGE) -> None:
+    """Have an error queue for ``queue``, bound to the error exchange. What is there already is taken as it is, whatever
+    its arguments; so is a missing permission to bind, where both stand already and may be bound.
+
+    :raises UsageError: the names cannot be declared.
+    :raises AccessRefused: something is missing, and the user may not declare it.
+    :raises BrokerAway: no answer.
+    """
+    errors = error_queue(queue)
+    found = True
+    for thing in _things(Topology((error_exchange(exchange),), (errors,))):
+        if not await _exists(connection, thing):
+            found = False
+            await _ask(connection, _declare, thing, _asked(thing))
+    try:
+        await _bind(connection, Binding(exchange, errors.name, errors.name))
+    except AccessRefused as error:
+        if not found:
+            raise
+        log.warning("cannot see to the binding of %s to exchange %r: %s", errors, exchange, error)
+
+
+async def queue_exists(connection: Connection, queue: str) -> bool:
+    """Whether there is a queue of this name; nothing is declared.
+
+    :raises UsageError: no queue can have this name.
+    :raises AccessRefused: the user may not see it.
+    :raises BrokerAway: no answer.
+    """
+    return await _exists(connection, Queue(queue, dead_letter_exchange=None))
+
+
+async def _exists(connection: Connection, thing: Exchange | Queue) -> bool:
+    try:
+        await _ask(connection, _declare_passively, thing)
+    except BrokerRefused as error:
+        if error.reply_code == LOCKED:  # it belongs exclusively to another connection
+            return True
+        if error.reply_code != NOT_FOUND:
+            raise
+        return False
+    return True
+
+
+async def _bind(connection: Connection, binding: Binding) -> None:
+    try:
+        await _ask(connection, _bind_queue, binding)
+    except BrokerRefused as error:
+        if error.reply_code == NOT_FOUND:
+            raise TopologyMismatch(f"{binding}: {_words(error)}; declare it first") from error
+        raise TopologyMismatch(f"{binding}: {_words(error)}") from error
+
+
+async def _differences(connection: Connection, thing: Exchange | Queue) -> list[str]:
+    """All differences of a thing that is there: each one told is put right in the question, and it is asked again."""
+    found: dict[str, str] = {}
+    corrected: dict[str, Any] = {}
+    while True:
+        try:
+            await _ask(connection, _declare, thing, _asked(thing) | corrected)
+        except BrokerRefused as error:
+            told = difference(error.reply_text) if error.reply_code == PRECONDITION_FAILED else None
+            if told is None or told.argument in corrected:
+                if not found:
+                    raise _refusal(thing, error) from error
+                break  # with what is there put in, the question makes no sense to RabbitMQ
+            found[told.argument] = _phrase(thing, told)
+            if not told.known or told.argument == "x-queue-type":
+                break  # a queue of another type cannot be compared further
+            corrected[told.argument] = _typed(thing, told)
+        else:
+            break
+    return sorted(found.values(), key=lambda phrase: not phrase.startswith(("x-queue-type", "type ")))
+
+
+def difference(text: str) -> Difference | None:
+    """What RabbitMQ's refusal of a declaration says; None if it says something else."""
+    start = _DIFFERS.search(text)
+    if start is None:
+        return None
+    values = _VALUES.search(text)
+    if values is None or text.endswith("..."):
+        return Difference(start[1], known=False)
+    value = _VALUE.fullmatch(values["real"])
+    return Difference(start[1], known=True, real=(value["typed"] or value["plain"] or "") if value else None)
+
+
+def _mismatch(thing: Exchange | Queue, phrases: list[str]) -> TopologyMismatch:
+    kind = "queue" if isinstance(thing, Queue) else "exchange"
+    return TopologyMismatch(f"{thing}: {'; '.join(phrases)}; delete the {kind} or ask for what is there")
+
+
+def _phrase(thing: Exchange | Queue, told: Difference) -> str:
+    asked = _shown(_asked(thing).get(told.argument))
+    if not told.known:
+        return f"{told.argument} is not {asked}, as asked for"
+    real = _shown(_typed(thing, told))
+    if told.argument == "x-queue-type" and told.real is None:
+        real = "'classic'"  # before RabbitMQ 4 a classic queue that was declared without a type has none
+    return f"{told.argument} is {real}, asked for {asked}"
+
+
+def _refusal(thing: Exchange | Queue, error: BrokerRefused) -> RelmsgError:
+    """The error for a refusal that tells no difference."""
+    if error.reply_code == PRECONDITION_FAILED:
+        return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}")
+    if error.reply_code == COMMAND_INVALID:  # this one closes the whole connection
+        return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}; is its plugin enabled?")
+    return TopologyMismatch(f"{thing}: {_words(error)}")
+
+
+def _asked(thing: Exchange | Queue) -> dict[str, Any]:
+    if isinstance(thing, Queue):
+        return {"durable": True, "auto_delete": False, "exclusive": False} | thing.declaration
+    return {
+        "type": thing.type,
+        "durable": thing.durable,
+        "auto_delete": False,
+        "internal": thing.internal,
+    } | dict(thing.arguments)
+
+
+def _typed(thing: Exchange | Queue, found: Difference) -> Any:
+    """The value the broker has, as a value of ours: its text does not always tell 5 from "5"."""
+    if found.real in ("true", "false") and not isinstance(_asked(thing).get(found.argument), str):
+        return found.real == "true"
+    wanted = _asked(thing).get(found.argument)
+    number = found.real is not None and re.fullmatch(r"-?\d+", found.real)
+    if number and not isinstance(wanted, str):
+        return int(found.real or 0)
+    return found.real
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def _words(error: BrokerRefused) -> str:
+    """RabbitMQ's own words, without their capitals: ``NOT_FOUND - no queue 'q' in vhost '/'``."""
+    return re.sub(r"^[A-Z_]+ - ", "", error.reply_text)
+
+
+def _things(topology: Topology) -> tuple[Exchange | Queue, ...]:
+    return (*topology.exchanges, *topology.queues)
+
+
+async def _declare(channel: Channel, thing: Exchange | Queue, asked: dict[str, Any]) -> None:
+    arguments = {name: value for name, value in asked.items() if name not in FLAGS and value is not None}
+    durable, auto_delete = asked["durable"], asked["auto_delete"]
+    if isinstance(thing, Queue):
+        await channel.queue_declare(
+            thing.name, durable=durable, auto_delete=auto_delete, exclusive=asked["exclusive"], arguments=arguments
+        )
+    else:
+        await channel.exchange_declare(
+            thing.name,
+            exchange_type=asked["type"],
+            durable=durable,
+            auto_delete=auto_delete,
+            internal=asked["internal"],
+            arguments=arguments,
+        )
+
+
+async def _declare_passively(channel: Channel, thing: Exchange | Queue) -> None:
+    if isinstance(thing, Queue):
+        await channel.queue_declare(thing.name, passive=True)
+    else:
+        await channel.exchange_declare(thing.name, exchange_type=thing.type, passive=True)
+
+
+async def _bind_queue(channel: Channel, binding: Binding) -> None:
+    arguments = dict(binding.arguments)
+    await channel.queue_bind(binding.queue, binding.exchange, binding.routing_key, arguments=arguments)
+
+
+async def _vhost(channel: Channel) -> str:
+    return str(channel.connection.vhost)  # type: ignore[attr-defined]
+
+
+async def _ask(
+    connection: Connection, question: Callable[Concatenate[Channel, P], Awaitable[T]], *args: P.args, **named: P.kwargs
+) -> T:
+    """Ask on a channel of its own, which a refusal closes."""
+    channel = await connection.channel(within=ANSWER_WITHIN)
+    try:
+        return await answer(question(channel, *args, **named), within=ANSWER_WITHIN)
+    finally:
+        if not channel.is_closed:
+            with suppress(RelmsgError):
+                await answer(channel.close(), within=ANSWER_WITHIN)
