@@ -42,9 +42,7 @@ def normalised(url: str | URL) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):  # SQLAlchemy's own text would show the URL
-        raise SettingsError(
-            f"database_url {redact(str(url))!r}: give postgresql+asyncpg://user:password@host:5432/database"
-        ) from None
+        raise SettingsError("database_url: give postgresql+asyncpg://user:password@host:5432/database") from None
     if parsed.drivername not in ("postgresql", "postgresql+asyncpg"):
         raise SettingsError(f"database_url: relmsg needs postgresql+asyncpg://, not {parsed.drivername}://")
     query = dict(parsed.query)

@@ -23,11 +23,17 @@ IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name wit
 
 
 def redact(text: str) -> str:
-    """The text with every password in a URL replaced by ``***``; also in a list of hosts and in a query string."""
-    hidden = re.sub(r"(?<=://)([^\s/:@]*):[^\s/]*(?=@)", r"\1:***", text)
-    # A password with an unescaped slash ends the pattern above early: then hide all between the scheme and the last @.
-    hidden = re.sub(r"(?<=://)([^\s:@/]*):(?!\*\*\*@)[^\s]*@", r"\1:***@", hidden)
-    return re.sub(r"(?i)((?:password|passwd|sslpassword)=)[^&\s]*", r"\1***", hidden)
+    """The text with every password in a URL replaced by ``***``, also in a query string and in a malformed URL.
+
+    In doubt it hides too much: everything from the first colon behind the scheme, if there is one, to the last @.
+    """
+    hidden = re.sub(r"(?<![\w+.-])([A-Za-z][\w+.-]*://)?([^\s:@]*):(?!//)\S*@", r"\1\2:***@", text)
+    return re.sub(r"(?i)(password=|passwd=)[^&\s]*", r"\1***", hidden)
+
+
+def _shown(url: str) -> str:
+    """A URL as an error may show it: a blank in a password would end what ``redact`` takes for the URL."""
+    return redact("".join(url.split()))
 
 
 def schema_name(text: str) -> str:
@@ -49,13 +55,15 @@ def amqp_urls(text: str) -> list[str]:
 
     :raises SettingsError: with the rule that was broken; passwords are not shown.
     """
-    shown = redact(text)
+    shown = _shown(text)
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in ("amqp", "amqps"):
         raise SettingsError(f"amqp_url {shown!r}: give amqp://user:password@host:5672/vhost, or amqps:// for TLS")
     ends = re.search(r"[/?#]", rest)
     authority, tail = (rest[: ends.start()], rest[ends.start() :]) if ends else (rest, "")
     user, at, hosts = authority.rpartition("@")
+    if re.search(r"\s", user + tail):
+        raise SettingsError(f"amqp_url {shown!r}: holds a blank (write it as %20)")
     urls = []
     for host in hosts.split(","):
         try:
@@ -76,6 +84,8 @@ def _database_url(text: str) -> str:
     scheme, _, rest = text.partition("://")
     if scheme not in ("postgresql", "postgresql+asyncpg") or not rest:
         raise ValueError("is not postgresql+asyncpg://user:password@host:5432/database")
+    if re.search(r"\s", text):
+        raise ValueError("holds a blank (write it as %20)")
     try:
         _ = urlsplit(text).port
     except ValueError:
@@ -89,7 +99,7 @@ def _amqp_url(text: str) -> str:
 
 
 def _http_url(text: str) -> str:
-    if not re.match(r"https?://[^/\s]+", text):
+    if not re.fullmatch(r"https?://[^/\s]\S*", text):
         raise ValueError("is not http://user:password@host:15672")
     return text
 
@@ -276,7 +286,7 @@ def _read(value: Any, read: Callable[[Any], Any]) -> Any:
 def _said(origin: str, value: object, error: Exception, *, secret: bool) -> str:
     if isinstance(error, SettingsError):  # names the setting and the value itself
         return f"{origin}: {error}"
-    shown = redact(value) if secret and isinstance(value, str) else value
+    shown = _shown(value) if secret and isinstance(value, str) else value
     return f"{origin}: {shown!r} {error}"
 
 

@@ -75,7 +75,8 @@ def upgrade() -> None:
         moment("expires_at"),
         schema=schema,
     )
-    op.execute(sa.insert(slots).from_select(["slot"], sa.select(sa.func.generate_series(0, 63))))
+    # Literal, because plain SQL (`relmsg db sql`) has no parameters.
+    op.execute(sa.insert(slots).from_select(["slot"], sa.select(sa.literal_column("generate_series(0, 63)"))))
     op.create_table(
         "outbox_relay",
         sa.Column("owner", sa.Text, primary_key=True),
