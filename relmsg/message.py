@@ -40,6 +40,7 @@ class Message:
     ``ordering_key``: messages with the same key take effect in the order they were published. ``expiration`` is a
     time span (``timedelta`` or seconds) counted from the moment of publishing. ``body`` may be bytes, str, dict, list,
     a dataclass, a ``msgspec.Struct`` or a pydantic model when publishing; a received message always carries bytes.
+    ``content_type`` follows from the body unless given; an empty one sends none.
 
     Nothing is checked here: ``publish`` checks the whole message, where an error can still undo the caller's work.
     """

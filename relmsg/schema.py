@@ -59,6 +59,11 @@ def tables(schema: str = DEFAULT_SCHEMA) -> Tables:
     )
 
 
+def quoted(schema: str, table: str) -> str:
+    """``"schema"."table"`` as it may stand in SQL, whatever characters the schema's name has."""
+    return f'"{schema.replace(chr(34), chr(34) * 2)}".{table}'
+
+
 def _time(name: str, *, default: str | None = None, nullable: bool = True) -> Column[object]:
     return Column(name, TIMESTAMP(timezone=True), server_default=text(default) if default else None, nullable=nullable)
 

@@ -18,6 +18,7 @@ from aiormq import Channel
 from relmsg.broker import management
 from relmsg.broker.answer import answer
 from relmsg.broker.connection import Connection
+from relmsg.broker.mismatch import Difference, asked_for, difference, in_place, phrase
 from relmsg.errors import AccessRefused, BrokerRefused, RelmsgError, TopologyMismatch, UsageError
 from relmsg.topology import ERROR_EXCHANGE, Binding, Exchange, Queue, Topology, error_exchange, error_queue
 
@@ -30,11 +31,6 @@ ANSWER_WITHIN = 10.0  # seconds
 FLAGS = ("type", "durable", "auto_delete", "exclusive", "internal")  # what is no argument in AMQP's sense
 NOT_FOUND, LOCKED, PRECONDITION_FAILED, COMMAND_INVALID = 404, 405, 406, 503
 
-# Wanted: 'quorum', none, or: the value 'quorum' of type 'longstr'. Long texts end in "..." anywhere (RabbitMQ 3.10).
-_DIFFERS = re.compile(r"inequivalent arg '([^']+)' for ")
-_VALUES = re.compile(r": received (?P<asked>none|.+?) but current is (?P<real>none|.+)$", re.DOTALL)
-_VALUE = re.compile(r"the value '(?P<typed>.*)' of type '\w+'|'(?P<plain>.*)'", re.DOTALL)
-
 
 @dataclass(frozen=True, slots=True)
 class Differences:
@@ -42,17 +38,6 @@ class Differences:
 
     lines: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One argument that differs. ``real``: what the broker has, None if it is not set. ``known`` is False where the
-    broker's answer was cut short before it said so.
-    """
-
-    argument: str
-    known: bool
-    real: str | None = None
 
 
 async def declare(connection: Connection, topology: Topology) -> None:
@@ -68,7 +53,7 @@ async def declare(connection: Connection, topology: Topology) -> None:
     whole = topology.whole()
     for thing in _things(whole):
         try:
-            await _ask(connection, _declare, thing, _asked(thing))
+            await _ask(connection, _declare, thing, asked_for(thing))
         except BrokerRefused as error:
             if error.reply_code == PRECONDITION_FAILED:
                 raise _mismatch(thing, await _differences(connection, thing)) from error
@@ -120,7 +105,7 @@ async def ensure_error_queue(connection: Connection, queue: str, exchange: str =
     for thing in _things(Topology((error_exchange(exchange),), (errors,))):
         if not await _exists(connection, thing):
             found = False
-            await _ask(connection, _declare, thing, _asked(thing))
+            await _ask(connection, _declare, thing, asked_for(thing))
     try:
         await _bind(connection, Binding(exchange, errors.name, errors.name))
     except AccessRefused as error:
@@ -166,47 +151,25 @@ async def _differences(connection: Connection, thing: Exchange | Queue) -> list[
     corrected: dict[str, Any] = {}
     while True:
         try:
-            await _ask(connection, _declare, thing, _asked(thing) | corrected)
+            await _ask(connection, _declare, thing, asked_for(thing) | corrected)
         except BrokerRefused as error:
             told = difference(error.reply_text) if error.reply_code == PRECONDITION_FAILED else None
             if told is None or told.argument in corrected:
                 if not found:
                     raise _refusal(thing, error) from error
                 break  # with what is there put in, the question makes no sense to RabbitMQ
-            found[told.argument] = _phrase(thing, told)
+            found[told.argument] = phrase(thing, told)
             if not told.known or told.argument == "x-queue-type":
                 break  # a queue of another type cannot be compared further
-            corrected[told.argument] = _typed(thing, told)
+            corrected[told.argument] = in_place(thing, told)
         else:
             break
     return sorted(found.values(), key=lambda phrase: not phrase.startswith(("x-queue-type", "type ")))
 
 
-def difference(text: str) -> Difference | None:
-    """What RabbitMQ's refusal of a declaration says; None if it says something else."""
-    start = _DIFFERS.search(text)
-    if start is None:
-        return None
-    values = _VALUES.search(text)
-    if values is None or text.endswith("..."):
-        return Difference(start[1], known=False)
-    value = _VALUE.fullmatch(values["real"])
-    return Difference(start[1], known=True, real=(value["typed"] or value["plain"] or "") if value else None)
-
-
 def _mismatch(thing: Exchange | Queue, phrases: list[str]) -> TopologyMismatch:
     kind = "queue" if isinstance(thing, Queue) else "exchange"
     return TopologyMismatch(f"{thing}: {'; '.join(phrases)}; delete the {kind} or ask for what is there")
-
-
-def _phrase(thing: Exchange | Queue, told: Difference) -> str:
-    asked = _shown(_asked(thing).get(told.argument))
-    if not told.known:
-        return f"{told.argument} is not {asked}, as asked for"
-    real = _shown(_typed(thing, told))
-    if told.argument == "x-queue-type" and told.real is None:
-        real = "'classic'"  # before RabbitMQ 4 a classic queue that was declared without a type has none
-    return f"{told.argument} is {real}, asked for {asked}"
 
 
 def _refusal(thing: Exchange | Queue, error: BrokerRefused) -> RelmsgError:
@@ -216,34 +179,6 @@ def _refusal(thing: Exchange | Queue, error: BrokerRefused) -> RelmsgError:
     if error.reply_code == COMMAND_INVALID:  # this one closes the whole connection
         return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}; is its plugin enabled?")
     return TopologyMismatch(f"{thing}: {_words(error)}")
-
-
-def _asked(thing: Exchange | Queue) -> dict[str, Any]:
-    if isinstance(thing, Queue):
-        return {"durable": True, "auto_delete": False, "exclusive": False} | thing.declaration
-    return {
-        "type": thing.type,
-        "durable": thing.durable,
-        "auto_delete": False,
-        "internal": thing.internal,
-    } | dict(thing.arguments)
-
-
-def _typed(thing: Exchange | Queue, found: Difference) -> Any:
-    """The value the broker has, as a value of ours: its text does not always tell 5 from "5"."""
-    if found.real in ("true", "false") and not isinstance(_asked(thing).get(found.argument), str):
-        return found.real == "true"
-    wanted = _asked(thing).get(found.argument)
-    number = found.real is not None and re.fullmatch(r"-?\d+", found.real)
-    if number and not isinstance(wanted, str):
-        return int(found.real or 0)
-    return found.real
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not set"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _words(error: BrokerRefused) -> str:

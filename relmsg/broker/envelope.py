@@ -68,7 +68,7 @@ def seal(message: Message, *, source: str | None = None, max_body_bytes: int = M
         source=message.source or source,
         ordering_key=message.ordering_key,
         headers={**trace_headers(), **message.headers} if isinstance(message.headers, Mapping) else message.headers,
-        content_type=message.content_type or content_type,
+        content_type=(content_type if message.content_type is None else message.content_type) or None,
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,

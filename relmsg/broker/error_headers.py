@@ -17,6 +17,7 @@ ERROR_TYPE = "relmsg-error-type"
 ATTEMPTS = "relmsg-error-attempts"
 FAILED_AT = "relmsg-failed-at"
 ORIGINAL_QUEUE = "relmsg-original-queue"
+ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 CONSUMER = "relmsg-consumer"
 SANITISED = "relmsg-sanitised-headers"
 
@@ -31,6 +32,7 @@ OURS = frozenset(
         ATTEMPTS,
         FAILED_AT,
         ORIGINAL_QUEUE,
+        ORIGINAL_EXPIRATION,
         CONSUMER,
         SANITISED,
     }

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relmsg.cli import database, output
+from relmsg.cli import database, output, relay
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
 from relmsg.settings import redact
@@ -19,7 +19,7 @@ from relmsg.settings import redact
 # A group of verbs: `relmsg db check`. Its module has an `app`.
 GROUPS: tuple[tuple[str, typer.Typer], ...] = (("db", database.app),)
 # A single verb: `relmsg relay`. Its module has a `register(app)`.
-VERBS: tuple[Callable[[typer.Typer], None], ...] = ()
+VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register,)
 
 # Click's ClickException: older Typers take it from click, newer ones from a copy of their own; both export this child.
 ClickException: Any = typer.BadParameter.__mro__[2]

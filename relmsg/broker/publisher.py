@@ -1,0 +1,112 @@
+"""Publishing without a database: confirmed, routed, or told why not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Self
+
+from relmsg.broker.confirm import ConfirmChannel
+from relmsg.broker.connection import Connection
+from relmsg.broker.envelope import MAX_BODY_BYTES, seal
+from relmsg.broker.receipt import Confirmed, Nacked, Receipt
+from relmsg.broker.wire import publication
+from relmsg.clock import Clock, SystemClock
+from relmsg.errors import UsageError
+from relmsg.message import Message
+from relmsg.retry import Retry
+from relmsg.settings import amqp_urls
+
+
+class Publisher:
+    """Sends messages to RabbitMQ and tells what became of each; there is no outbox behind it.
+
+    Use it for messages that belong to no database transaction, or whose loss in a crash of *this* process is bearable:
+    between your own work and the confirm nothing protects the message. Everything else belongs into an Outbox.
+
+    Every message is persistent, mandatory and confirmed. A ``Nacked`` message is sent again by ``retry``; a
+    ``Returned`` or ``Unknown`` one is not: only the caller knows whether sending again is worth it. Sending again
+    *under the same id* is always safe for consumers that use an Inbox.
+
+    :param url: ``amqp://`` or ``amqps://``; several hosts may stand in it, separated by commas.
+    :param source: the name of this service, sent as ``app_id`` where a message names none.
+    :param deadline: seconds to wait for the connection, the write and the confirm, each.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        source: str | None = None,
+        retry: Retry | None = None,
+        deadline: float = 30.0,
+        window: int = 2000,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        if deadline <= 0:
+            raise UsageError("Publisher(deadline=…) is a positive number of seconds")
+        self._source = source
+        self._retry = retry or Retry(attempts=5, base=0.1, cap=2.0, budget=deadline)
+        self._max_body_bytes = max_body_bytes
+        self._clock = clock or SystemClock()
+        self._chance = chance
+        self._connection = Connection(amqp_urls(url), name=source or "relmsg publisher", clock=self._clock)
+        self._channel = ConfirmChannel(self._connection, window=window, deadline=deadline)
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        :raises BrokerAway: no host answers.
+        :raises AccessRefused: the login is refused.
+        """
+        await self._connection.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._channel.close()
+        await self._connection.close()
+
+    async def publish(self, message: Message, *, raises: bool = True) -> Receipt:
+        """Send one message and wait for its receipt.
+
+        Returns ``Confirmed``. Anything else is raised, or returned as a value with ``raises=False``.
+
+        :raises InvalidMessage: the message can never be sent; nothing was sent.
+        :raises BrokerAway: there is no connection; nothing was sent.
+        :raises Returned: no queue is bound for it; nothing was stored.
+        :raises Nacked: the broker refused it, also after the retries.
+        :raises Unknown: no answer; it may be stored or not. Send it again under the same id.
+        """
+        receipt = (await self.publish_many([message]))[0]
+        if raises and not isinstance(receipt, Confirmed):
+            raise receipt
+        return receipt
+
+    async def publish_many(self, messages: Iterable[Message]) -> Sequence[Receipt]:
+        """Send many messages at once; their receipts come back in the same order, and nothing but these is raised:
+
+        :raises InvalidMessage: one of the messages can never be sent; nothing was sent.
+        :raises BrokerAway: there is no connection; nothing was sent.
+        """
+        publishes = [
+            publication(seal(message, source=self._source, max_body_bytes=self._max_body_bytes)) for message in messages
+        ]
+        receipts = await self._channel.publish(publishes)
+        attempt, began = 1, self._clock.monotonic()
+        while refused := [position for position, receipt in enumerate(receipts) if isinstance(receipt, Nacked)]:
+            nacked = receipts[refused[0]]
+            assert isinstance(nacked, Nacked)
+            wait = self._retry.delay(attempt, nacked, self._clock.monotonic() - began, self._chance)
+            if wait is None:
+                break
+            await self._clock.sleep(wait)
+            again = await self._channel.publish([publishes[position] for position in refused])
+            for position, receipt in zip(refused, again, strict=True):
+                receipts[position] = receipt
+            attempt += 1
+        return receipts

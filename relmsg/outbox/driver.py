@@ -1,0 +1,73 @@
+"""One asyncpg connection out of an SQLAlchemy engine, kept up: what the relay's hot path talks to.
+
+SQLAlchemy Core would cost about 10 us for each row read (performance.md C), which is as much as the broker itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from relmsg.database import translate
+from relmsg.errors import DatabaseAway
+
+
+class Driver:
+    """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
+
+    After an error the connection is thrown away and the next statement gets a new one. Every statement has a deadline:
+    asyncpg itself would wait for ever for a server that is frozen.
+
+    ``plan_cache_mode = force_custom_plan``: a statement that was planned for an empty table would otherwise keep a
+    sequential scan when thousands of rows arrive (performance.md, plan-cache trap).
+    """
+
+    def __init__(self, engine: AsyncEngine, *, deadline: float = 30.0) -> None:
+        self._engine = engine
+        self._deadline = deadline
+        self._connection: AsyncConnection | None = None
+        self._raw: Any = None
+        self._lock = asyncio.Lock()
+
+    async def fetch(self, sql: str, *args: object) -> Sequence[Any]:
+        """The rows of a statement.
+
+        :raises DatabaseAway: there is no connection, it was lost, or no answer came in time.
+        """
+        async with self._lock:
+            try:
+                async with asyncio.timeout(self._deadline):
+                    raw = self._raw or await self._connect()
+                    return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
+            except asyncio.CancelledError:
+                await self._drop()
+                raise
+            except TimeoutError as error:
+                await self._drop()
+                raise DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s") from error
+            except Exception as error:
+                await self._drop()
+                raise translate(error) or error from error
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        async with self._lock:
+            await self._drop()
+
+    async def _connect(self) -> Any:
+        self._connection = await self._engine.connect()
+        self._raw = (await self._connection.get_raw_connection()).driver_connection
+        await self._raw.execute("SET plan_cache_mode = force_custom_plan")
+        return self._raw
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._raw = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(2.0):
+                    await connection.invalidate()
+                    await connection.close()

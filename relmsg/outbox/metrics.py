@@ -1,0 +1,66 @@
+"""What a relay tells Prometheus, and whether it gets anywhere."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from relmsg.broker.receipt import Receipt
+from relmsg.outbox.store import Measure
+
+
+class RelayMetrics:
+    """The figures of one relay, in a registry of their own.
+
+    Labels are few and never hold ids or routing keys. The gauges of the outbox cover the slots this relay owns, so that
+    the sum over all relays is the whole; ``relmsg_outbox_parked`` counts the whole table.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self.backlog = Gauge("relmsg_outbox_backlog", "Committed messages not yet confirmed", registry=self.registry)
+        self.oldest = Gauge("relmsg_outbox_oldest_seconds", "Age of the oldest of them", registry=self.registry)
+        self.parked = Gauge("relmsg_outbox_parked", "Messages set aside until a person decides", registry=self.registry)
+        self.receipts = Counter(
+            "relmsg_relay_receipts", "What became of publishes", ["receipt"], registry=self.registry
+        )
+        self.slots = Gauge("relmsg_relay_slots", "Slots this relay owns", registry=self.registry)
+        self.held = Gauge(
+            "relmsg_relay_held_destinations", "Destinations that lead nowhere for now", registry=self.registry
+        )
+        self.in_flight = Gauge("relmsg_relay_in_flight", "Messages sent and not yet confirmed", registry=self.registry)
+        self.blocked = Gauge(
+            "relmsg_relay_blocked_seconds_total", "Time the broker refused publishing", registry=self.registry
+        )
+        self.reconnects = Gauge(
+            "relmsg_relay_reconnects_total", "Connections lost and made again", registry=self.registry
+        )
+        self.reads = Histogram("relmsg_relay_read_seconds", "Time of one read of the outbox", registry=self.registry)
+        for receipt in ("confirmed", "returned", "nacked", "unknown"):
+            self.receipts.labels(receipt)
+
+    def count(self, receipt: Receipt) -> None:
+        """Count one receipt."""
+        self.receipts.labels(type(receipt).__name__.lower()).inc()
+
+    def measured(self, measure: Measure) -> None:
+        """Show what waits."""
+        self.backlog.set(measure.backlog)
+        self.oldest.set(measure.oldest_seconds)
+        self.parked.set(measure.parked)
+
+
+class Progress:
+    """Whether a relay gets anywhere: an empty outbox, or a message confirmed not long ago."""
+
+    def __init__(self, now: float, *, stall_seconds: float = 30.0) -> None:
+        self._stall = stall_seconds
+        self._moved_at = now
+        self.backlog = 0
+
+    def moved(self, now: float) -> None:
+        """A message was confirmed, or nothing waits."""
+        self._moved_at = now
+
+    def stalled(self, now: float) -> bool:
+        """Messages wait, and none was confirmed for the stall time."""
+        return self.backlog > 0 and now - self._moved_at > self._stall

@@ -1,0 +1,324 @@
+"""The relay: reads committed rows, publishes them, and settles each by its receipt.
+
+::
+
+    keep slots → read what they hold → send in batches → settle: delete · hold · send again · isolate · park
+
+No transaction is open while the broker is awaited. A row is deleted only after its confirm, so a crash at any moment
+costs at worst a second copy under the same message id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from relmsg.broker.confirm import ConfirmChannel
+from relmsg.broker.connection import Connection
+from relmsg.clock import Clock, SystemClock
+from relmsg.database import create_engine
+from relmsg.errors import BrokerAway, DatabaseAway, InvalidMessage
+from relmsg.failpoint import reach
+from relmsg.migrate import require_current
+from relmsg.outbox.driver import Driver
+from relmsg.outbox.holds import Holds
+from relmsg.outbox.metrics import Progress, RelayMetrics
+from relmsg.outbox.pending import Pending
+from relmsg.outbox.positions import Positions
+from relmsg.outbox.row import Row, row_of
+from relmsg.outbox.settle import Settler
+from relmsg.outbox.slots import Slots
+from relmsg.outbox.store import MOST_BYTES, OutboxStore
+from relmsg.settings import Settings
+
+log = logging.getLogger(__name__)
+
+BATCHES_IN_FLIGHT = 2  # the second is encoded and written while the broker works on the first
+READ_AHEAD = 4  # batches held in memory at most
+KEEP_SECONDS = 1.0
+MEASURE_SECONDS = 2.0
+
+
+class Relay:
+    """Moves committed messages from the outbox to the broker.
+
+    Holds: a committed row is published at least once, always under the same message id, and deleted only after the
+    broker confirmed it; rows of one ordering key leave in the order of their ids, one unconfirmed at a time; a row that
+    cannot go anywhere holds back nothing but its own destination and its own key.
+
+    Does not hold: exactly once. After a crash, a lost connection or a missed deadline rows go out again.
+
+    Several relays share the work; run two for availability. Times and sizes are those of ``Settings``.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        metrics: RelayMetrics | None = None,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+        stall_seconds: float = 30.0,
+    ) -> None:
+        self.metrics = metrics or RelayMetrics()
+        self._settings = settings
+        self._clock = clock or SystemClock()
+        self._progress = Progress(self._clock.monotonic(), stall_seconds=stall_seconds)
+        self._beat_at = self._clock.monotonic()
+        self._pending = Pending()
+        self._positions = Positions()
+        self._holds = Holds(chance)
+        self._wake = asyncio.Event()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._reading: frozenset[int] = frozenset()
+        self._leaving: frozenset[int] = frozenset()
+        self.started = asyncio.Event()
+        self._failure: BaseException | None = None
+        self._trouble: str | None = "starting"
+
+    def wake(self) -> None:
+        """Look for new rows now instead of at the next poll; safe to call at any time from the event loop."""
+        self._wake.set()
+
+    def live(self) -> str | None:
+        """None while the relay's loop turns, otherwise what is wrong; the process should then be restarted."""
+        still = self._clock.monotonic() - self._beat_at
+        return None if still < 60 else f"the relay's loop has not turned for {still:.0f} s"
+
+    def ready(self) -> str | None:
+        """None while messages move or none waits, otherwise what is wrong."""
+        if self._trouble is not None:
+            return self._trouble
+        if self._progress.stalled(self._clock.monotonic()):
+            reasons = "; ".join(f"{hold.destination}: {hold.reason}" for hold in self._holds)
+            return f"{self._progress.backlog} messages wait and none gets through. {reasons}".strip()
+        return None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Relay until ``stop`` is set; then read nothing more, wait for the confirms in flight, settle them, and leave.
+
+        A database or broker that goes away later is waited for.
+
+        :raises DatabaseAway: at the start, when PostgreSQL does not answer.
+        :raises BrokerAway: at the start, when RabbitMQ does not answer.
+        :raises AccessRefused: at the start, when one of them refuses the login.
+        :raises SchemaError: at the start, when relmsg's tables do not fit this version.
+        """
+        settings = self._settings
+        async with AsyncExitStack() as stack:
+            engine = create_engine(settings.database(), pool_size=4, max_overflow=0)
+            stack.push_async_callback(engine.dispose)
+            await require_current(engine, settings.schema)
+            publishing = await stack.enter_async_context(self._connect("publish"))
+            probing = await stack.enter_async_context(self._connect("probe"))
+            self._assemble(stack, engine, publishing, probing)
+            self._trouble = None
+            self.started.set()
+            duties = [
+                asyncio.create_task(duty)
+                for duty in (self._keep_slots(), self._measure(publishing), self._settler.keep_probing())
+            ]
+            for task in duties:
+                task.add_done_callback(self._ended)
+            try:
+                await self._relay(stop)
+                await self._drain()
+            finally:
+                left = (*duties, *self._sending)
+                for task in left:
+                    task.cancel()
+                await asyncio.gather(*left, return_exceptions=True)
+            await self._resign()
+
+    def _connect(self, purpose: str) -> Connection:
+        name = f"{self._settings.relay_name} {purpose}"
+        return Connection(self._settings.broker(), name=name, heartbeat=self._settings.heartbeat, clock=self._clock)
+
+    def _assemble(
+        self, stack: AsyncExitStack, engine: AsyncEngine, publishing: Connection, probing: Connection
+    ) -> None:
+        settings = self._settings
+        reader, writer, keeper = Driver(engine), Driver(engine), Driver(engine, deadline=settings.lease / 3)
+        for driver in (reader, writer, keeper):
+            stack.push_async_callback(driver.close)
+        self._store = OutboxStore(reader, writer, schema=settings.schema)
+        self._slots = Slots(
+            keeper,
+            schema=settings.schema,
+            owner=settings.relay_name,
+            lease=settings.lease,
+            renew=settings.renew,
+            clock=self._clock,
+        )
+        self._channel = ConfirmChannel(publishing, window=settings.window, deadline=settings.confirm_deadline)
+        self._settler = Settler(
+            self._store,
+            self._pending,
+            self._positions,
+            self._holds,
+            probing,
+            metrics=self.metrics,
+            progress=self._progress,
+            clock=self._clock,
+            deadline=settings.confirm_deadline,
+            wake=self.wake,
+        )
+
+    # -- the loop: adjust, read, send ---------------------------------------------------------------------------------
+
+    async def _relay(self, stop: asyncio.Event) -> None:
+        stopped = asyncio.ensure_future(stop.wait())
+        pause = self._settings.poll_min
+        try:
+            while not stop.is_set():
+                self._beat_at = self._clock.monotonic()
+                self._wake.clear()
+                if self._failure is not None:
+                    raise self._failure  # a duty or a batch has failed: end here, the rows are sent by the next relay
+                self._adjust()
+                found = await self._read()
+                sent = self._send()
+                pause = self._settings.poll_min if found or sent else min(pause * 2, self._settings.poll_max)
+                woken = asyncio.ensure_future(self._wake.wait())
+                await asyncio.wait({stopped, woken}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+        finally:
+            stopped.cancel()
+
+    def _adjust(self) -> None:
+        """Follow the slots: forget the rows of those that are gone, read new ones from their beginning."""
+        owned = self._slots.owned - self._leaving
+        gone, new = self._reading - owned, owned - self._reading
+        if gone:
+            for hold in self._holds.forget_slots(gone):
+                self._pending.forget(hold.row)
+            self._pending.forget_slots(gone)
+            self._positions.lose(gone)
+        self._positions.own(new)
+        self._reading = owned
+        self.metrics.slots.set(len(owned))
+        self.metrics.held.set(len(self._holds))
+
+    async def _read(self) -> int:
+        capacity = READ_AHEAD * self._settings.batch
+        if self._pending.ready >= self._settings.batch or len(self._pending) >= capacity or not self._reading:
+            return 0
+        share = max(16, capacity // len(self._reading))
+        now = self._clock.monotonic()
+        ranges = self._positions.ranges(lambda slot: share - self._pending.in_slot(slot), now)
+        if not ranges:
+            return 0
+        try:
+            with self.metrics.reads.time():
+                records = await self._store.read(ranges, self._pending.ids, list(self._holds))
+        except DatabaseAway as error:
+            return await self._database_away(error)
+        self._trouble = None
+        if not records:
+            self._positions.seen(ranges, (), cut=False)
+            return 0
+        reach("relay.after_read")
+        cut = sum(len(record["body"]) for record in records) >= MOST_BYTES
+        self._positions.seen(ranges, ((record["slot"], record["id"]) for record in records), cut=cut)
+        malformed: list[tuple[int, str]] = []
+        for record in records:
+            try:
+                self._pending.admit(row_of(record, max_body_bytes=self._settings.max_body_bytes))
+            except InvalidMessage as error:
+                malformed.append((record["id"], f"cannot be sent: {error}"))
+        if malformed:
+            await self._settler.park(malformed)
+        return len(records)
+
+    async def _database_away(self, error: DatabaseAway) -> int:
+        self._trouble = str(error)
+        log.warning("%s; trying again", error)
+        await self._clock.sleep(0.5)
+        return 0
+
+    def _send(self) -> int:
+        sent = 0
+        while self._pending.ready and len(self._sending) < BATCHES_IN_FLIGHT and self._slots.owned:
+            if self._settler.isolating:
+                break
+            rows = self._pending.take(self._settings.batch, unless=lambda row: self._holds.covers(row.destination))
+            if not rows:
+                break
+            task = asyncio.create_task(self._publish(rows))
+            self._sending.add(task)
+            task.add_done_callback(self._sent)
+            sent += len(rows)
+        self.metrics.in_flight.set(self._channel.unconfirmed)
+        return sent
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._ended(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._wake.set()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = error
+
+    async def _publish(self, rows: Sequence[Row]) -> None:
+        try:
+            receipts = await self._channel.publish([row.publish for row in rows])
+        except BrokerAway as error:
+            log.warning("%s; nothing was sent, trying again", error)
+            for row in reversed(rows):
+                self._pending.again(row)
+            await self._clock.sleep(0.25)
+        except InvalidMessage:
+            await self._settler.part_unencodable(rows)
+        else:
+            await self._settler.settle(rows, receipts, alone=False)
+
+    # -- duties beside the loop ----------------------------------------------------------------------------------------
+
+    async def _keep_slots(self) -> None:
+        while True:
+            try:
+                surplus = await self._slots.keep()
+                self._leaving = surplus
+                free = [slot for slot in surplus - self._reading if not self._pending.out_of_slot(slot)]
+                if free:
+                    await self._slots.release(free)
+                    self._leaving -= frozenset(free)
+            except DatabaseAway as error:
+                log.warning("the lease could not be renewed: %s", error)
+            self._wake.set()
+            await self._clock.sleep(KEEP_SECONDS)
+
+    async def _measure(self, publishing: Connection) -> None:
+        while True:
+            began = self._clock.monotonic()
+            self.metrics.blocked.set(publishing.blocked_seconds)
+            self.metrics.reconnects.set(publishing.reconnects)
+            try:
+                measure = await self._store.measure(self._slots.owned)
+            except DatabaseAway:
+                await self._clock.sleep(MEASURE_SECONDS)
+                continue
+            self.metrics.measured(measure)
+            self._progress.backlog = measure.backlog
+            now = self._clock.monotonic()
+            if not measure.backlog:
+                self._progress.moved(now)
+            # Counting a backlog of millions takes seconds: then it is counted rarely.
+            await self._clock.sleep(max(MEASURE_SECONDS, 20 * (now - began)))
+
+    async def _drain(self) -> None:
+        if self._sending:
+            await asyncio.wait(set(self._sending), timeout=self._settings.drain)
+
+    async def _resign(self) -> None:
+        try:
+            async with asyncio.timeout(5):
+                await self._slots.resign()
+        except (DatabaseAway, TimeoutError) as error:
+            log.warning("the slots could not be given back, they are free when the lease ends: %s", error)

@@ -1,0 +1,51 @@
+"""A stand-in for an aio-pika exchange that writes into the outbox instead of the socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+from relmsg.broker.aio_pika_message import AioPikaMessage, convert
+from relmsg.errors import UnsupportedProperty
+from relmsg.message import Message
+
+if TYPE_CHECKING:
+    from relmsg.outbox.publish import Outbox
+
+
+class OutboxExchange:
+    """Answers to ``publish`` as an aio-pika exchange does; made by ``Outbox.wrap``.
+
+    What differs: the message goes out after the transaction has committed, always persistent, mandatory and confirmed
+    by the relay. There is no broker answer yet, so the written message is returned instead of a confirmation.
+    """
+
+    def __init__(self, outbox: Outbox, tx: AsyncSession | AsyncConnection, name: str) -> None:
+        self.name = name
+        self._outbox = outbox
+        self._tx = tx
+
+    async def publish(
+        self,
+        message: AioPikaMessage,
+        routing_key: str,
+        *,
+        mandatory: bool = True,  # noqa: ARG002 - aio-pika's signature
+        immediate: bool = False,
+        timeout: float | None = None,  # noqa: ARG002 - aio-pika's signature
+    ) -> Message:
+        """Write the message into the outbox, for this exchange.
+
+        Kept: body, headers, content type and encoding, message id, type, timestamp, correlation id, reply_to, app id
+        and expiration. ``mandatory=False`` and ``timeout`` are accepted: the relay's publish is always mandatory, and
+        here nothing waits for the broker.
+
+        :raises UnsupportedProperty: for what cannot be kept: ``immediate``, a priority, ``user_id``, a transient
+            delivery mode asked for explicitly, header values that AMQP clients damage.
+        :raises InvalidMessage: as ``Outbox.publish``.
+        :raises TransactionRequired: as ``Outbox.publish``.
+        """
+        if immediate:
+            raise UnsupportedProperty("immediate=True is not supported: RabbitMQ closes the connection on it")
+        return await self._outbox.publish(self._tx, convert(message, self.name, routing_key))

@@ -1,0 +1,76 @@
+"""/live, /ready and /metrics on one port, answered by a thread: a process whose event loop hangs still tells so."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from socketserver import ThreadingMixIn
+from types import TracebackType
+from typing import Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from relmsg.errors import SettingsError
+
+Verdict = Callable[[], str | None]
+"""Returns None when all is well, otherwise what is not."""
+
+
+class Probes:
+    """Serves the three paths while entered. The address is ``host:port``; an empty one serves nothing, port 0 takes
+    any that is free.
+
+    /live answers 503 when the process should be restarted, /ready when it gets no work done; both say why.
+
+    :raises SettingsError: on entering, when the address cannot be used.
+    """
+
+    def __init__(self, address: str, registry: CollectorRegistry, *, live: Verdict, ready: Verdict) -> None:
+        self._address = address
+        self._metrics = make_wsgi_app(registry)
+        self._verdicts = {"/live": live, "/ready": ready}
+        self._server: WSGIServer | None = None
+
+    @property
+    def port(self) -> int | None:
+        """The port that is served."""
+        return self._server.server_port if self._server is not None else None
+
+    def __enter__(self) -> Self:
+        if not self._address:
+            return self
+        host, _, port = self._address.rpartition(":")
+        try:
+            self._server = make_server(host.strip("[]"), int(port), self._answer, _Server, _Quiet)
+        except OSError as error:
+            raise SettingsError(f"probes: cannot listen on {self._address}: {error.strerror or error}") from error
+        threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+
+    def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = request.get("PATH_INFO", "")
+        if path == "/metrics":
+            return self._metrics(request, start)  # type: ignore[no-any-return]
+        if path not in self._verdicts:
+            start("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"/live, /ready, /metrics\n"]
+        trouble = self._verdicts[path]()
+        start("503 Service Unavailable" if trouble else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{trouble or 'ok'}\n".encode()]
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name is wsgiref's
+        """Say nothing: probes come every few seconds."""
