@@ -1,7 +1,6 @@
 """Bringing a topology into the broker, and telling what stands there instead.
 
-RabbitMQ closes the channel with every refusal, so each question gets a channel of its own. It names only the first
-argument that differs, in a text of at most 255 bytes.
+RabbitMQ closes the channel with every refusal, so each question gets a channel of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from aiormq import Channel
 from relmsg.broker import management
 from relmsg.broker.answer import answer
 from relmsg.broker.connection import Connection
-from relmsg.broker.mismatch import Difference, asked_for, difference, in_place, phrase
+from relmsg.broker.mismatch import TYPE_ARGUMENTS, Difference, asked_for, difference, in_place, phrase
 from relmsg.errors import AccessRefused, BrokerRefused, RelmsgError, TopologyMismatch, UsageError
 from relmsg.topology import ERROR_EXCHANGE, Binding, Exchange, Queue, Topology, error_exchange, error_queue
 
@@ -56,7 +55,7 @@ async def declare(connection: Connection, topology: Topology) -> None:
             await _ask(connection, _declare, thing, asked_for(thing))
         except BrokerRefused as error:
             if error.reply_code == PRECONDITION_FAILED:
-                raise _mismatch(thing, await _differences(connection, thing)) from error
+                raise _mismatch(thing, await differences(connection, thing)) from error
             raise _refusal(thing, error) from error
     for binding in whole.bindings:
         await _bind(connection, binding)
@@ -80,7 +79,7 @@ async def check(connection: Connection, topology: Topology, management_url: str 
         if not await _exists(connection, thing):
             lines.append(f"{thing} is missing")
         else:
-            lines += [f"{thing}: {phrase}" for phrase in await _differences(connection, thing)]
+            lines += [f"{thing}: {phrase(thing, each)}" for each in await differences(connection, thing)]
     if management_url is None:
         return Differences(tuple(lines), tuple(map(str, whole.bindings)))
     vhost = await _ask(connection, _vhost)
@@ -145,9 +144,12 @@ async def _bind(connection: Connection, binding: Binding) -> None:
         raise TopologyMismatch(f"{binding}: {_words(error)}") from error
 
 
-async def _differences(connection: Connection, thing: Exchange | Queue) -> list[str]:
-    """All differences of a thing that is there: each one told is put right in the question, and it is asked again."""
-    found: dict[str, str] = {}
+async def differences(connection: Connection, thing: Exchange | Queue) -> list[Difference]:
+    """All differences of a thing that is there: each one told is put right in the question, and it is asked again.
+
+    Where the type of a queue differs, or RabbitMQ's answer was cut short, the list may end early.
+    """
+    found: dict[str, Difference] = {}
     corrected: dict[str, Any] = {}
     while True:
         try:
@@ -158,18 +160,19 @@ async def _differences(connection: Connection, thing: Exchange | Queue) -> list[
                 if not found:
                     raise _refusal(thing, error) from error
                 break  # with what is there put in, the question makes no sense to RabbitMQ
-            found[told.argument] = phrase(thing, told)
+            found[told.argument] = told
             if not told.known or told.argument == "x-queue-type":
                 break  # a queue of another type cannot be compared further
             corrected[told.argument] = in_place(thing, told)
         else:
             break
-    return sorted(found.values(), key=lambda phrase: not phrase.startswith(("x-queue-type", "type ")))
+    return sorted(found.values(), key=lambda each: each.argument not in TYPE_ARGUMENTS)
 
 
-def _mismatch(thing: Exchange | Queue, phrases: list[str]) -> TopologyMismatch:
+def _mismatch(thing: Exchange | Queue, found: list[Difference]) -> TopologyMismatch:
     kind = "queue" if isinstance(thing, Queue) else "exchange"
-    return TopologyMismatch(f"{thing}: {'; '.join(phrases)}; delete the {kind} or ask for what is there")
+    told = "; ".join(phrase(thing, each) for each in found)
+    return TopologyMismatch(f"{thing}: {told}; delete the {kind} or ask for what is there")
 
 
 def _refusal(thing: Exchange | Queue, error: BrokerRefused) -> RelmsgError:

@@ -12,6 +12,8 @@ from typing import Any
 
 from relmsg.topology import Exchange, Queue
 
+TYPE_ARGUMENTS = ("type", "x-queue-type")
+
 # A value stands there as 'quorum', as none, or as: the value 'quorum' of type 'longstr'.
 _DIFFERS = re.compile(r"inequivalent arg '([^']+)' for ")
 _VALUES = re.compile(r": received (?P<asked>none|.+?) but current is (?P<real>none|.+)$", re.DOTALL)
@@ -42,6 +44,7 @@ def difference(text: str) -> Difference | None:
 
 
 def phrase(thing: Exchange | Queue, told: Difference) -> str:
+    """One difference in words, without the name of what differs."""
     asked = _shown(asked_for(thing).get(told.argument))
     if not told.known:
         return f"{told.argument} is not {asked}, as asked for"
@@ -52,6 +55,7 @@ def phrase(thing: Exchange | Queue, told: Difference) -> str:
 
 
 def asked_for(thing: Exchange | Queue) -> dict[str, Any]:
+    """All that a declaration asks for, by the names RabbitMQ uses in its refusals."""
     if isinstance(thing, Queue):
         return {"durable": True, "auto_delete": False, "exclusive": False} | thing.declaration
     return {
