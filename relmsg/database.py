@@ -24,7 +24,6 @@ AWAY = {
     "57P03": "it is starting up or shutting down",
     "57P05": "it closed an idle session",
     "53300": "it has no connection left: raise max_connections or use smaller pools",
-    "55P03": "another session holds a lock on the table: end that session or try again",
 }
 REFUSED = {
     "28P01": "wrong user or password",
@@ -73,10 +72,10 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
 def translate(error: BaseException, url: str | URL | None = None) -> RelmsgError | None:
     """What an exception means, if it tells of the database's state and not of a statement; otherwise None.
 
-    DatabaseAway (refused, time-out, unknown host, connection lost, server starting or stopping, no connection left,
-    lock not available) or AccessRefused (password, user, database, permission). An OSError or a time-out counts only if
-    asyncpg raised it: one that a handler met on its own way to some other service is not about the database. With
-    ``url`` the text names the server. The text is one line and holds no password.
+    DatabaseAway (refused, time-out, unknown host, connection lost, server starting or stopping, no connection left)
+    or AccessRefused (password, user, database, permission). An OSError or a time-out counts only if asyncpg raised
+    it: one that a handler met on its own way to some other service is not about the database. With ``url`` the text
+    names the server. The text is one line and holds no password.
     """
     if isinstance(error, DatabaseAway | AccessRefused):
         return error
@@ -140,11 +139,12 @@ def _passed_asyncpg(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    innermost = list(_chain(error))[-1]
-    text = " ".join(str(innermost).split())
-    if not text and isinstance(innermost, TimeoutError):
+    if isinstance(error, DBAPIError):  # its own text is many lines, with the statement and its parameters
+        error = list(_chain(error))[-1]
+    text = " ".join(str(error).split())
+    if not text and isinstance(error, TimeoutError):
         text = "no answer in time"
-    return redact(text or type(innermost).__name__)
+    return redact(text or type(error).__name__)
 
 
 def _place(url: str | URL) -> str:

@@ -63,9 +63,14 @@ async def upgrade(url: str | URL, schema: str = DEFAULT_SCHEMA) -> list[str]:
                     with translated(url):
                         async with engine.begin() as connection:
                             return await connection.run_sync(upgrade_connection, schema)
-                except DatabaseAway as error:
-                    if attempt == ATTEMPTS or not _was_locked(error):
+                except DBAPIError as error:
+                    if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                         raise
+                    if attempt == ATTEMPTS:
+                        raise DatabaseAway(
+                            f"schema {schema} could not be upgraded: another session holds a lock on it for long; find "
+                            "it in pg_locks, end it, and try again"
+                        ) from error
                 await asyncio.sleep(full_jitter(attempt, base=0.2, cap=2.0))
     finally:
         await engine.dispose()
@@ -282,8 +287,3 @@ def _newer(schema: str, version: str) -> str:
         f"schema {schema} has version {version}, which this relmsg does not know: it is newer than this code, so "
         "install the relmsg that made it, or a later one"
     )
-
-
-def _was_locked(error: DatabaseAway) -> bool:
-    cause = error.__cause__
-    return isinstance(cause, DBAPIError) and getattr(cause.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
