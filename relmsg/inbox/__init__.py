@@ -1,0 +1,1 @@
+"""The receiving half: inbox, handlers, consumer, local retry, error exchange."""

@@ -1,0 +1,180 @@
+"""One message, handled: retry( transaction( once( handler ) ) )."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from relmsg.broker.answer import really_cancelled
+from relmsg.clock import Clock
+from relmsg.failpoint import reach
+from relmsg.inbox.gate import Gate
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.identity import Identity
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.outcome import (
+    REASONS,
+    DeliveryGone,
+    Duplicate,
+    Failed,
+    Handled,
+    HandlerCancelled,
+    HandlerEndedTransaction,
+    HandlerTimeout,
+    Outcome,
+    Settled,
+    Unsettled,
+)
+from relmsg.inbox.rest import Rest
+from relmsg.inbox.store import Store
+from relmsg.inbox.transaction import HandlersTurn
+from relmsg.inbox.trouble import is_away, is_contention
+from relmsg.message import Message
+from relmsg.retry import Retry
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A message, the handler it goes to, and what the handler will be given."""
+
+    handler: Handler
+    message: Message
+    identity: Identity
+    event: Any
+    counted: bool = False
+    """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
+
+
+class Attempts:
+    """Handles messages: each attempt is a transaction of its own, and the retry stands around the whole of it."""
+
+    def __init__(
+        self,
+        sessions: async_sessionmaker[Any],
+        store: Store,
+        gate: Gate,
+        metrics: Metrics,
+        rest: Rest,
+        clock: Clock,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._gate = gate
+        self._metrics = metrics
+        self._rest = rest
+        self._clock = clock
+        self._chance = chance
+
+    async def handle(
+        self,
+        task: Task,
+        slot: Callable[[], AbstractAsyncContextManager[None]],
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Outcome:
+        """Try until the message is handled, or its retries are spent, or it is not ``wanted`` any more.
+
+        ``slot`` is held during an attempt, and not between two. Where the database is away, no attempt is spent, and
+        the time until it is back is not counted against the budget.
+        """
+        retry = task.handler.retry
+        spent = began = 0.0
+
+        async def once() -> Outcome:
+            nonlocal began
+            async with slot():
+                began = self._clock.monotonic()
+                return await self.once(task)
+
+        for attempt in itertools.count(1):
+            outcome: Settled | None = await self._gate.until_settled(once, wanted)
+            if outcome is None:
+                return Unsettled(DeliveryGone())
+            if isinstance(outcome, Handled):
+                return replace(outcome, attempts=attempt)
+            if not isinstance(outcome, Failed):
+                return outcome
+            spent += self._clock.monotonic() - began
+            delay = _policy(retry, outcome.error).delay(attempt, outcome.error, spent, self._chance)
+            if delay is None:
+                return replace(outcome, attempts=attempt)
+            self._metrics.retried(task.handler)
+            with self._rest():
+                await self._clock.sleep(delay)
+            spent += delay
+        raise AssertionError("counting never ends")
+
+    async def once(self, task: Task) -> Outcome:
+        """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
+
+        Any failure of *our* statements is the database's trouble: Unsettled. So is a lost connection while the handler
+        runs or while we commit; that commit may have happened, and then the next attempt is a Duplicate.
+        """
+        try:
+            async with self._sessions() as session:
+                outcome = await self._transaction(task, session)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the message has no part in it
+            return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
+        if isinstance(outcome, Handled):
+            reach("consumer.after_commit")
+        return outcome
+
+    async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
+        transaction = await session.begin()
+        connection = await session.connection()
+        reach("consumer.before_inbox_row")
+        is_first = await self._store.once(session, task.identity)
+        if task.counted:
+            await self._store.forget_starts(session, task.identity)
+        if not is_first:
+            await transaction.commit()
+            return Duplicate()
+        assert connection.sync_connection is not None
+        turn = HandlersTurn(session, transaction, connection.sync_connection)
+        error = await self._run(task, session, turn)
+        if error is None:
+            reach("consumer.before_commit")
+            try:
+                await transaction.commit()
+            except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
+                error = failed
+        if error is None:
+            return Handled()
+        for each in (error, turn.database_error):
+            if each is not None and is_away(each):
+                return Unsettled(each)
+        return Failed(error, REASONS.get(type(error), "handler_failed"))
+
+    async def _run(self, task: Task, session: AsyncSession, turn: HandlersTurn) -> BaseException | None:
+        """Let the handler do its work; what it raised, or what makes its work impossible to commit."""
+        deadline = asyncio.timeout(task.handler.timeout)
+        try:
+            with turn, self._metrics.timed(task.handler):
+                async with deadline:
+                    await task.handler(task.message, session, task.event)
+                if not deadline.expired():
+                    await turn.check()
+                    return None
+        except asyncio.CancelledError as error:
+            if really_cancelled():
+                raise
+            cancelled = HandlerCancelled()
+            cancelled.__cause__ = error
+            return cancelled
+        except Exception as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
+            if not deadline.expired():
+                return HandlerEndedTransaction() if turn.was_ended_unseen() else error
+        # Also where the handler swallowed its cancellation and came to an end: it was told to stop.
+        return HandlerTimeout(f"the handler took longer than its timeout of {task.handler.timeout:g} s")
+
+
+def _policy(retry: Retry, error: BaseException) -> Retry:
+    """The policy for an error: two transactions that met in the database are tried again whatever it says of errors."""
+    return replace(retry, on=(BaseException,), never=()) if is_contention(error) else retry

@@ -1,0 +1,121 @@
+"""A consumer process: subscriptions, lanes, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from relmsg.broker.connection import Connection
+from relmsg.broker.subscriber import Delivery, Subscriber, require_queue
+from relmsg.inbox.lanes import Lanes
+from relmsg.inbox.rest import Rest
+from relmsg.inbox.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+class Consumer:
+    """Receives from all queues of an inbox and has a worker handle each delivery.
+
+    Each queue has a connection of its own: a frame that the AMQP library cannot read cuts a connection, and must not
+    cut the others (reliability B1). Handlers run in tasks of ours: when a connection is lost they go on and commit; then
+    their ack is skipped, and the redelivery is a Duplicate.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        queues: Sequence[str],
+        worker: Worker,
+        publishing: Connection,
+        rest: Rest,
+        *,
+        prefetch: int,
+        drain: float,
+    ) -> None:
+        self._name = name
+        self._urls = urls
+        self._queues = queues
+        self._worker = worker
+        self._publishing = publishing
+        self._rest = rest
+        self._prefetch = prefetch
+        self._drain_seconds = drain
+        self._lanes: Lanes[Delivery] = Lanes(self._work)
+        self._subscribers: list[Subscriber] = []
+        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every queue is consumed and nothing makes the consumer pause."""
+        worker = self._worker
+        return (
+            len(self._subscribers) == len(self._queues)
+            and all(subscriber.is_consuming for subscriber in self._subscribers)
+            and worker.database.is_open
+            and worker.error_exchange.is_open
+        )
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+        """Consume until ``stop`` is set, then drain.
+
+        Draining: no more deliveries, and the broker's word on it; what only waits is left unacked; what runs may
+        finish, commit and ack, for ``drain`` seconds; then it is cancelled and stays unacked. Last, the channels close.
+
+        :raises QueueMissing: a queue does not exist at the start. Later on it is waited for.
+        :raises BrokerAway, AccessRefused, BrokerRefused, TopologyMismatch: at the start, as the broker answers.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._publishing)
+            stack.push_async_callback(self._worker.errors.close)
+            for queue in self._queues:
+                await require_queue(self._publishing, queue)
+                await self._worker.errors.declare(queue)
+                connection = Connection(self._urls, name=f"{self._name}: {queue}")
+                await stack.enter_async_context(connection)
+                self._subscribers.append(Subscriber(connection, queue, self._take, prefetch=self._prefetch))
+            stack.push_async_callback(self._drain)
+            for subscriber in self._subscribers:
+                await subscriber.start()
+            ready()
+            keeping = [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers]
+            stopped = asyncio.create_task(stop.wait())
+            ends: set[asyncio.Future[Any]] = {stopped, self._fault, *keeping}
+            try:
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in (stopped, *keeping):
+                    task.cancel()
+        for ended in (self._fault, *keeping):
+            if ended.done() and not ended.cancelled():
+                ended.result()
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*(subscriber.stop() for subscriber in self._subscribers))
+        self._lanes.drop_waiting()
+        self._rest.end()
+        if running := self._lanes.tasks:
+            log.info("%s: waiting for %d handlers to finish", self._name, len(running))
+            _, late = await asyncio.wait(running, timeout=self._drain_seconds)
+            for task in late:
+                task.cancel("the time to drain is over")
+            if late:
+                log.warning("%s: cancelled %d handlers, their messages come again", self._name, len(late))
+                await asyncio.wait(late, timeout=1.0)
+        await asyncio.gather(*(subscriber.close() for subscriber in self._subscribers))
+
+    def _take(self, delivery: Delivery) -> None:
+        self._worker.metrics.received(delivery.queue)
+        key = delivery.message.ordering_key
+        self._lanes.put((delivery.queue, key) if key is not None else None, delivery)
+
+    async def _work(self, delivery: Delivery) -> None:
+        try:
+            await self._worker.handle(delivery)
+        except Exception as error:  # noqa: BLE001 - a fault of relmsg: better a worker that ends than one that hangs
+            if not self._fault.done():
+                self._fault.set_exception(error)

@@ -1,0 +1,122 @@
+"""The headers of an error copy: what came with the message, and why it could not be handled, within 16 KiB."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import traceback
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from relmsg.broker import error_headers as names
+from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
+from relmsg.broker.subscriber import Delivery
+from relmsg.inbox.outcome import Failed
+
+ORIGINAL_EXPIRATION = "relmsg-original-expiration"
+TRACE_BYTES = 4 * 1024
+TEXT_BYTES = 1024
+LISTED_BYTES = 512
+# In a published message RabbitMQ reads these as more routing keys: the error copy would go to other queues too.
+ROUTING = ("CC", "BCC")
+
+
+def error_headers(delivery: Delivery, failed: Failed, consumer: str, failed_at: datetime) -> dict[str, Any]:
+    """All headers of the error copy.
+
+    The diagnosis of an earlier failure is replaced. What AMQP libraries can receive but not send is made sendable. The
+    stack trace gets what room is left, at most 4 KiB of its end. Where even without it the headers would take more than
+    16 KiB, the largest of the incoming ones are left out; ``relmsg-sanitised-headers`` names all that is not as it was.
+    """
+    touched: list[str] = []
+    came = _sendable(names.strip(delivery.message.headers), touched)
+    diagnosis = _diagnosis(delivery, failed, consumer, failed_at)
+    # Room for the list itself is set aside: dropping a header makes it longer.
+    budget = MAX_BYTES - encoded_size(diagnosis) - LISTED_BYTES - len(names.SANITISED) - 8
+    for name in sorted(came, key=lambda name: encoded_size({name: came[name]}), reverse=True):
+        if encoded_size(came) <= budget:
+            break
+        del came[name]
+        touched.append(f"{name} (dropped)")
+    room = min(TRACE_BYTES, budget - encoded_size(came) - len(names.EXCEPTION_STACKTRACE) - 8)
+    trace = _end("".join(traceback.format_exception(failed.error)), max(0, room))
+    headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
+    if touched:
+        headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), LISTED_BYTES)
+    return headers
+
+
+def _diagnosis(delivery: Delivery, failed: Failed, consumer: str, failed_at: datetime) -> dict[str, Any]:
+    kind = type(failed.error)
+    diagnosis: dict[str, Any] = {
+        names.EXCEPTION_MESSAGE: _start(str(failed.error) or kind.__name__, TEXT_BYTES),
+        names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", TEXT_BYTES),
+        names.REASON: failed.reason,
+        names.ATTEMPTS: failed.attempts,
+        names.FAILED_AT: failed_at.isoformat(timespec="milliseconds"),
+        names.ORIGINAL_EXCHANGE: delivery.message.exchange,
+        names.ORIGINAL_ROUTING_KEY: delivery.message.routing_key,
+        names.ORIGINAL_QUEUE: delivery.queue,
+        names.CONSUMER: _start(consumer, TEXT_BYTES),
+    }
+    if delivery.expiration is not None:
+        diagnosis[ORIGINAL_EXPIRATION] = delivery.expiration
+    return diagnosis
+
+
+def _sendable(headers: Mapping[str, Any], touched: list[str]) -> dict[str, Any]:
+    """The headers as they can be sent again; names what had to be changed or left out."""
+    result: dict[str, Any] = {}
+    for name, value in headers.items():
+        if name in ROUTING or len(name.encode()) > MAX_NAME_BYTES:
+            touched.append(f"{_start(name, 64)} (dropped)")
+            continue
+        result[name] = _value(value)
+        # Compared as text: NaN is not equal to itself, and 1 is equal to True.
+        if repr(result[name]) != repr(value):
+            touched.append(name)
+    return result
+
+
+def _value(value: Any) -> Any:
+    """A value that survives another trip; AMQP's own types that do, stay."""
+    if isinstance(value, bytes):  # pamqp's stand-in for a string that is not UTF-8, which it refuses to send
+        return "base64:" + base64.b64encode(value).decode()
+    if isinstance(value, float):
+        return value if _is_single(value) else repr(value)
+    if isinstance(value, Mapping):
+        return {name: _value(each) for name, each in value.items() if len(name.encode()) <= MAX_NAME_BYTES}
+    if isinstance(value, list):
+        return [_value(each) for each in value]
+    try:
+        encoded_size({"value": value})
+    except Exception:  # noqa: BLE001 - pamqp raises four families of errors (reliability P7)
+        return _start(str(value), TEXT_BYTES)
+    return value
+
+
+def _is_single(value: float) -> bool:
+    """Whether 32 bits hold the number exactly; pamqp sends no more."""
+    try:
+        return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
+    except OverflowError:
+        return False
+
+
+def _start(text: str, size: int) -> str:
+    raw = _plain(text).encode()
+    return raw.decode() if len(raw) <= size else raw[: size - 3].decode(errors="ignore") + "…"
+
+
+def _end(text: str, size: int) -> str:
+    """The last bytes of a text: a stack trace ends with what happened."""
+    raw = _plain(text).encode()
+    if len(raw) <= size:
+        return raw.decode()
+    return "…" + raw[len(raw) - size + 3 :].decode(errors="ignore") if size > 3 else ""
+
+
+def _plain(text: str) -> str:
+    """The text without what UTF-8 or PostgreSQL cannot hold."""
+    return text.encode(errors="backslashreplace").decode().replace("\0", "\\x00")

@@ -1,0 +1,216 @@
+"""The inbox: handlers, and the promise that the effect of a message happens once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from relmsg.broker.connection import Connection
+from relmsg.broker.subscriber import require_prefetch
+from relmsg.clock import Clock, SystemClock
+from relmsg.errors import UsageError
+from relmsg.inbox.attempt import Attempts
+from relmsg.inbox.consumer import Consumer
+from relmsg.inbox.errors import ErrorExchange
+from relmsg.inbox.gate import Gate
+from relmsg.inbox.handler import Handler, parameters
+from relmsg.inbox.identity import MissingId
+from relmsg.inbox.lanes import Slots
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.registry import Registry
+from relmsg.inbox.rest import Rest
+from relmsg.inbox.starts import Starts
+from relmsg.inbox.store import Store
+from relmsg.inbox.worker import Worker
+from relmsg.migrate import require_current
+from relmsg.retry import Retry
+from relmsg.schema import DEFAULT_SCHEMA
+from relmsg.settings import amqp_urls
+from relmsg.topology import ERROR_EXCHANGE
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+
+class Inbox:
+    """Handles messages so that the effect of each happens once in your database, however often it is delivered.
+
+    The row that remembers a message, what its handler writes, and what its handler publishes through an ``Outbox``
+    commit together; the message is acked after that commit. What a handler does *outside* of that database, such as an
+    HTTP call or a mail, can happen more than once: give the receiver ``message.id`` as its idempotency key.
+
+    :param name: under which handled messages are remembered. Another name is another consumer, and gets every message
+        for itself; a *changed* name handles again what is delivered again.
+    :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
+    :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
+        is made from their content, and two equal messages are one.
+    :param prefetch: messages the broker hands over ahead of the acks, for each queue.
+    :param concurrency: handlers that run at a time, for all queues together.
+    :param drain: seconds that running handlers are given to finish when the process is to stop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sessions: async_sessionmaker[Any],
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        amqp_url: str | None = None,
+        missing_id: MissingId = "reject",
+        error_exchange: str = ERROR_EXCHANGE,
+        prefetch: int = 32,
+        concurrency: int = 8,
+        drain: float = 25.0,
+        clock: Clock | None = None,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        if not name:
+            raise UsageError("Inbox(name): handled messages are remembered under this name, it cannot be empty")
+        if missing_id not in ("reject", "hash"):
+            raise UsageError('Inbox(missing_id=…) is "reject" or "hash"')
+        self.name = name
+        self.schema = schema
+        self.sessions = sessions
+        self.metrics = Metrics()
+        self.prefetch = require_prefetch(prefetch)
+        self.concurrency = _at_least(1, "concurrency", concurrency)
+        self.drain = _at_least(0.0, "drain", drain)
+        self._amqp_url = amqp_url
+        self._missing_id = missing_id
+        self._error_exchange = error_exchange
+        self._clock = clock or SystemClock()
+        self._chance = chance
+        self._registry = Registry()
+        self._consumer: Consumer | None = None
+
+    def handler(
+        self,
+        type: str,  # noqa: A002 - the word for it
+        *,
+        queue: str,
+        retry: Retry | None = None,
+        timeout: float | None = 30.0,
+        consumer: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register an ``async def`` for the messages of a type from a queue; type ``"*"`` takes all that remain.
+
+        Its parameters are supplied by annotation: ``Message``, ``AsyncSession``, and the event as dict, list, str,
+        bytes, a dataclass, a ``msgspec.Struct`` or a pydantic model. The function itself is returned unchanged.
+
+        :param retry: how often it is tried before the message goes to the error exchange; 3 times by default.
+        :param timeout: seconds for one attempt. It is cancelled then, rolled back, and counts as failed.
+        :param consumer: under which name these messages are remembered, if not under the inbox's.
+        :raises HandlerRefused: it could never be called, or contradicts another handler.
+        """
+        if timeout is not None and timeout <= 0:
+            raise UsageError("handler(timeout=…) is a positive number of seconds, or None for no limit")
+
+        def register(function: F) -> F:
+            self._registry.add(
+                Handler(
+                    type=type,
+                    queue=queue,
+                    consumer=consumer or self.name,
+                    function=function,
+                    retry=retry or Retry(),
+                    timeout=timeout,
+                    parameters=parameters(function, getattr(self.sessions, "class_", AsyncSession)),
+                )
+            )
+            return function
+
+        return register
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that have handlers."""
+        return self._registry.queues
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this inbox is running, consumes all its queues, and does not pause."""
+        return self._consumer is not None and self._consumer.is_ready
+
+    async def run(
+        self,
+        amqp_url: str | None = None,
+        stop: asyncio.Event | None = None,
+        *,
+        ready: Callable[[], None] = lambda: None,
+        prefetch: int | None = None,
+        concurrency: int | None = None,
+        drain: float | None = None,
+    ) -> None:
+        """Consume until ``stop`` is set or this call is cancelled, then drain.
+
+        ``ready`` is called once all queues are consumed. A database or a broker that goes away later is waited for.
+
+        :raises SchemaError: relmsg's tables are missing, older or newer.
+        :raises QueueMissing: a queue does not exist.
+        :raises DatabaseAway, BrokerAway, AccessRefused: a service does not answer, or refuses, at the start.
+        :raises UsageError: there is no handler, or no URL, or this inbox runs already.
+        """
+        url = amqp_url or self._amqp_url
+        if url is None:
+            raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
+        if not self.queues:
+            raise UsageError(f"inbox {self.name!r} has no handler: register one with @inbox.handler(type, queue=…)")
+        if self._consumer is not None:
+            raise UsageError(f"inbox {self.name!r} is running already")
+        stop = stop or asyncio.Event()
+        await self._require_tables()
+        self._consumer = self._assemble(
+            amqp_urls(url),
+            require_prefetch(self.prefetch if prefetch is None else prefetch),
+            _at_least(1, "concurrency", self.concurrency if concurrency is None else concurrency),
+            _at_least(0.0, "drain", self.drain if drain is None else drain),
+        )
+        # In a task of its own: there, a CancelledError that nobody asked for is known to come from the AMQP library.
+        running = asyncio.create_task(self._consumer.run(stop, ready), name=f"inbox {self.name}")
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not running.done():
+                stop.set()
+                await running
+            raise
+        finally:
+            running.cancel()
+            self._consumer = None
+
+    async def _require_tables(self) -> None:
+        bind = self.sessions.kw.get("bind")
+        if isinstance(bind, AsyncEngine):
+            await require_current(bind, self.schema)
+
+    def _assemble(self, urls: list[str], prefetch: int, concurrency: int, drain: float) -> Consumer:
+        rest, store = Rest(), Store(self.schema)
+        database = Gate(f"{self.name}, database", rest=rest, clock=self._clock, chance=self._chance)
+        errors = Gate(f"{self.name}, error exchange", rest=rest, clock=self._clock, chance=self._chance)
+        self.metrics.watch([database, errors])
+        publishing = Connection(urls, name=f"{self.name}: errors", clock=self._clock, chance=self._chance)
+        worker = Worker(
+            name=self.name,
+            registry=self._registry,
+            missing_id=self._missing_id,
+            attempts=Attempts(self.sessions, store, database, self.metrics, rest, self._clock, self._chance),
+            starts=Starts(self.sessions, store),
+            errors=ErrorExchange(publishing, self._error_exchange),
+            database=database,
+            error_exchange=errors,
+            slots=Slots(concurrency, rest),
+            metrics=self.metrics,
+        )
+        return Consumer(self.name, urls, self.queues, worker, publishing, rest, prefetch=prefetch, drain=drain)
+
+
+N = TypeVar("N", int, float)
+
+
+def _at_least(least: N, name: str, value: N) -> N:
+    if value < least:
+        raise UsageError(f"{name} is at least {least}")
+    return value

@@ -1,0 +1,71 @@
+"""What a consumer counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from relmsg.inbox.gate import Gate
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.outcome import Outcome
+
+
+class Metrics:
+    """Counters in a registry of their own, so that two inboxes in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        where = ("consumer", "queue")
+        self._deliveries = Counter(
+            "relmsg_consumer_deliveries",
+            "Deliveries that came to an end, by outcome",
+            (*where, "outcome"),
+            registry=self.registry,
+        )
+        self._failures = Counter(
+            "relmsg_consumer_failures",
+            "Messages in the error queue, by reason",
+            (*where, "reason"),
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "relmsg_consumer_retries", "Attempts after the first", (*where, "type"), registry=self.registry
+        )
+        self._duration = Histogram(
+            "relmsg_consumer_handler_seconds", "Time in the handler", (*where, "type"), registry=self.registry
+        )
+        self._in_flight = Gauge(
+            "relmsg_consumer_in_flight", "Deliveries received and not settled", ("queue",), registry=self.registry
+        )
+        self._paused = Gauge("relmsg_consumer_paused", "1 while a service is away", registry=self.registry)
+        self._paused_seconds = Gauge(
+            "relmsg_consumer_paused_seconds", "Time paused because a service was away", registry=self.registry
+        )
+
+    def watch(self, gates: Sequence[Gate]) -> None:
+        """Report the pauses of these gates."""
+        self._paused.set_function(lambda: 0.0 if all(gate.is_open for gate in gates) else 1.0)
+        self._paused_seconds.set_function(lambda: sum(gate.paused_seconds for gate in gates))
+
+    def received(self, queue: str) -> None:
+        """A delivery has arrived."""
+        self._in_flight.labels(queue).inc()
+
+    def settled(self, consumer: str, queue: str, outcome: Outcome) -> None:
+        """A delivery has come to its end."""
+        self._in_flight.labels(queue).dec()
+        self._deliveries.labels(consumer, queue, type(outcome).__name__.lower()).inc()
+
+    def failed(self, consumer: str, queue: str, reason: str) -> None:
+        """A message is confirmed in the error queue."""
+        self._failures.labels(consumer, queue, reason).inc()
+
+    def retried(self, handler: Handler) -> None:
+        """A handler is tried again."""
+        self._retries.labels(handler.consumer, handler.queue, handler.type).inc()
+
+    def timed(self, handler: Handler) -> AbstractContextManager[object]:
+        """Measure a handler's run."""
+        return self._duration.labels(handler.consumer, handler.queue, handler.type).time()

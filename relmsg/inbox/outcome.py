@@ -1,0 +1,95 @@
+"""What became of one delivery: Handled, Duplicate, Failed or Unsettled.
+
+::
+
+    Outcome     the transaction            the delivery
+    Handled     committed                  acked
+    Duplicate   nothing to do              acked
+    Failed      rolled back                copied to the error exchange, confirmed, then acked
+    Unsettled   rolled back, or unknown    left alone: the broker delivers it again
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from relmsg.errors import MissingMessageId, RelmsgError, Undecodable, UnknownType
+
+Reason: TypeAlias = Literal[
+    "handler_failed",
+    "handler_timeout",
+    "handler_ended_transaction",
+    "missing_id",
+    "unknown_type",
+    "undecodable",
+    "killed_worker",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Handled:
+    """The effect of the message is committed, together with the inbox row that says so."""
+
+    attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The message had taken effect before; nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The message cannot be handled, or not within its retries. Nothing of it is committed."""
+
+    error: BaseException
+    reason: Reason
+    attempts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """It is not known, or not decided: the process is stopping, or a service is away. Not the message's fault.
+
+    Where a commit was under way it may have happened; the next delivery will find the inbox row and be a Duplicate.
+    """
+
+    cause: BaseException
+
+
+Settled: TypeAlias = Handled | Duplicate | Failed
+Outcome: TypeAlias = Settled | Unsettled
+
+
+class HandlerTimeout(RelmsgError):
+    """The handler took longer than its timeout."""
+
+    retryable = True
+
+
+class HandlerCancelled(RelmsgError):
+    """A CancelledError came out of the handler although nobody had cancelled it."""
+
+    retryable = True
+
+
+class HandlerEndedTransaction(RelmsgError):
+    """The handler ended the transaction: inbox row and effect could not commit together any more.
+
+    relmsg commits after the handler has returned. Use ``async with session.begin_nested()`` for a part that may be
+    rolled back alone.
+    """
+
+
+class DeliveryGone(RelmsgError):
+    """The channel of the delivery is closed: the broker has taken the message back and delivers it again."""
+
+
+REASONS: dict[type[BaseException], Reason] = {
+    MissingMessageId: "missing_id",
+    UnknownType: "unknown_type",
+    Undecodable: "undecodable",
+    HandlerTimeout: "handler_timeout",
+    HandlerEndedTransaction: "handler_ended_transaction",
+}

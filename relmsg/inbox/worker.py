@@ -1,0 +1,138 @@
+"""The way of one delivery: decode, attempt, settle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from relmsg.broker.subscriber import Delivery
+from relmsg.errors import KilledWorker, Unhandleable
+from relmsg.failpoint import reach
+from relmsg.inbox.attempt import Attempts, Task
+from relmsg.inbox.errors import ErrorExchange
+from relmsg.inbox.gate import Gate
+from relmsg.inbox.identity import Identity, MissingId, identify
+from relmsg.inbox.lanes import Slots
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.outcome import REASONS, DeliveryGone, Duplicate, Failed, Handled, Outcome, Unsettled
+from relmsg.inbox.registry import Registry
+from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """Takes one delivery from its arrival to its end. Many run at a time; all share these parts."""
+
+    name: str
+    registry: Registry
+    missing_id: MissingId
+    attempts: Attempts
+    starts: Starts
+    errors: ErrorExchange
+    database: Gate
+    error_exchange: Gate
+    slots: Slots
+    metrics: Metrics
+
+    async def handle(self, delivery: Delivery) -> Outcome:
+        """Handle a delivery and settle it. What comes back has been carried out.
+
+        A cancellation leaves the message unacked, and so does everything that is not proven: then the broker delivers
+        it again.
+        """
+        journey = _Journey(self, delivery)
+        outcome: Outcome = Unsettled(asyncio.CancelledError("the consumer is stopping"))
+        try:
+            outcome = await journey.settle(await journey.outcome())
+        finally:
+            if isinstance(outcome, Unsettled):
+                await journey.take_back_start()
+            self.metrics.settled(journey.consumer, delivery.queue, outcome)
+        return outcome
+
+
+class _Journey:
+    """One delivery under way, and what is known of it so far."""
+
+    def __init__(self, worker: Worker, delivery: Delivery) -> None:
+        self.consumer = worker.name
+        self._worker = worker
+        self._delivery = delivery
+        self._identity: Identity | None = None
+        self._counted = False
+
+    async def outcome(self) -> Outcome:
+        """Decode, then attempt."""
+        worker, message = self._worker, self._delivery.message
+        try:
+            handler = worker.registry.find(self._delivery.queue, message.type)
+            self.consumer = handler.consumer
+            self._identity = identify(message, handler.consumer, worker.missing_id)
+            event = handler.decode(message)
+        except Unhandleable as error:
+            return Failed(error, REASONS[type(error)])
+        unfinished = await self._unfinished_starts(self._identity)
+        if unfinished is None:
+            return Unsettled(DeliveryGone())
+        if unfinished >= UNFINISHED_ALLOWED:
+            return Failed(KilledWorker(), "killed_worker", attempts=unfinished)
+        slot = worker.slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else worker.slots.one
+        task = Task(handler, message, self._identity, event, counted=self._counted)
+        await worker.error_exchange.opened()
+        return await worker.attempts.handle(task, slot, self._wanted)
+
+    async def settle(self, outcome: Outcome) -> Outcome:
+        """The one table from outcome to effect on the delivery."""
+        match outcome:
+            case Handled() | Duplicate():
+                await self._ack()
+            case Failed():
+                if not await self._copy_to_errors(outcome):
+                    return Unsettled(DeliveryGone())
+                await self._ack()
+            case Unsettled():
+                pass  # unacked: the broker delivers it again once the channel is closed
+        return outcome
+
+    async def take_back_start(self) -> None:
+        """This start did not kill the worker; where the database is away too, it counts nevertheless."""
+        if self._counted and self._identity is not None:
+            try:
+                await self._worker.starts.take_back(self._identity)
+            except Exception as error:  # noqa: BLE001 - the worst that can follow is one strike too many
+                log.info("%s: a start could not be taken back: %s", self.consumer, error)
+
+    async def _unfinished_starts(self, identity: Identity) -> int | None:
+        """Record the start of a redelivered message; None if the delivery is gone by then."""
+        if not self._delivery.redelivered:
+            return 0
+        unfinished = await self._worker.database.until_settled(
+            lambda: self._worker.starts.begin(identity), self._wanted
+        )
+        self._counted = unfinished is not None
+        return unfinished
+
+    async def _copy_to_errors(self, failed: Failed) -> bool:
+        """Have the error copy confirmed; only then may the original be acked."""
+        worker, delivery, identity = self._worker, self._delivery, self._identity
+        message_id = identity.message_id if identity is not None else str(delivery.message.id)
+        confirmed = await worker.error_exchange.until_settled(
+            lambda: worker.errors.take(delivery, failed, self.consumer, message_id), self._wanted
+        )
+        if confirmed is None:
+            return False
+        worker.metrics.failed(self.consumer, delivery.queue, failed.reason)
+        if identity is not None and self._counted:
+            await worker.database.until_settled(lambda: worker.starts.forget(identity))
+            self._counted = False
+        return True
+
+    async def _ack(self) -> None:
+        if await self._delivery.ack():
+            reach("consumer.after_ack")
+
+    def _wanted(self) -> bool:
+        return not self._delivery.is_stale
