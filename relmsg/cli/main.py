@@ -11,13 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from relmsg.cli import database, output, relay
+from relmsg.cli import database, outbox, output, relay
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
 from relmsg.settings import redact
 
 # A group of verbs: `relmsg db check`. Its module has an `app`.
-GROUPS: tuple[tuple[str, typer.Typer], ...] = (("db", database.app),)
+GROUPS: tuple[tuple[str, typer.Typer], ...] = (("db", database.app), ("outbox", outbox.app))
 # A single verb: `relmsg relay`. Its module has a `register(app)`.
 VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register,)
 

@@ -21,7 +21,7 @@ def emit(rows: Iterable[Mapping[str, Any]], json: bool, columns: Sequence[str]) 
     come from anyone, and could otherwise talk to the terminal.
     """
     if json:
-        write(msgspec.json.encode([dict(row) for row in rows], enc_hook=str).decode())
+        write(as_json([dict(row) for row in rows]))
         return
     cells = [[cell(row.get(column)) for column in columns] for row in rows]
     if sys.stdout.isatty():
@@ -35,6 +35,11 @@ def emit(rows: Iterable[Mapping[str, Any]], json: bool, columns: Sequence[str]) 
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in ([*columns], *cells):
         write("\t".join(each.ljust(width) for each, width in zip(line, widths, strict=True)).rstrip())
+
+
+def as_json(value: object) -> str:
+    """The value as JSON; what JSON does not know is shown as text."""
+    return msgspec.json.encode(value, enc_hook=str).decode()
 
 
 def cell(value: object) -> str:

@@ -1,0 +1,97 @@
+"""`relmsg consume module:inbox`: the worker that runs an inbox's handlers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from relmsg.cli import options, output
+from relmsg.cli.process import log_to_stderr, stop_on_signals
+from relmsg.cli.target import load_target
+from relmsg.inbox.inbox import Inbox
+from relmsg.probes import Probes
+from relmsg.settings import Settings
+
+Target = Annotated[
+    str, typer.Argument(metavar="MODULE:INBOX", help="Where the Inbox is, such as billing.handlers:inbox.")
+]
+Prefetch = Annotated[
+    int | None,
+    typer.Option(
+        "--prefetch", metavar="N", show_default=False, help="Messages taken ahead of the acks, for each queue."
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option("--concurrency", metavar="N", show_default=False, help="Handlers at a time, for all queues."),
+]
+Drain = Annotated[
+    float | None,
+    typer.Option("--drain", metavar="SECONDS", show_default=False, help="For running handlers, when told to stop."),
+]
+ProbesAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--probes",
+        metavar="HOST:PORT",
+        show_default=False,
+        help="Where /live, /ready and /metrics answer; default 127.0.0.1:9808, port 0 takes any, '' turns them off.",
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command(name="consume")(consume)
+
+
+def consume(
+    target: Target,
+    amqp_url: options.AmqpUrl = None,
+    config: options.Config = None,
+    prefetch: Prefetch = None,
+    concurrency: Concurrency = None,
+    drain: Drain = None,
+    probes: ProbesAddress = None,
+) -> None:
+    """Run an inbox's handlers until SIGTERM or Ctrl-C; then finish what runs, commit, ack and leave.
+
+    The module is imported from the current directory. The database is the one its Inbox was made with. Prefetch,
+    concurrency and drain win over what the module says, where they are set here or in the environment.
+    """
+    settings = options.settings(
+        amqp_url=amqp_url,
+        config=config,
+        prefetch=prefetch,
+        concurrency=concurrency,
+        consumer_drain=drain,
+        probes=probes,
+    )
+    inbox = load_target(target, Inbox)
+    if inbox.amqp_url is None:
+        settings.broker()
+    log_to_stderr()
+    asyncio.run(_consume(inbox, settings))
+
+
+async def _consume(inbox: Inbox, settings: Settings) -> None:
+    stop = stop_on_signals()
+    with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
+        where = f", probes on port {probes.port}" if probes.port is not None else ""
+        await inbox.run(
+            settings.amqp_url,
+            stop,
+            started=lambda: output.write(f"consuming {', '.join(inbox.queues)} as {inbox.name}{where}"),
+            prefetch=_changed(settings, "prefetch"),
+            concurrency=_changed(settings, "concurrency"),
+            drain=_changed(settings, "consumer_drain"),
+        )
+    output.write("consumer stopped")
+
+
+def _changed(settings: Settings, name: str) -> int | None:
+    """A setting that is not at its default; otherwise what the module says holds."""
+    value: int = getattr(settings, name)
+    return None if value == getattr(Settings(), name) else value

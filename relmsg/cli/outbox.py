@@ -1,0 +1,137 @@
+"""`relmsg outbox`: what waits in the outbox, what is parked, and bringing that back."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from relmsg.cli import options, output
+from relmsg.database import create_engine
+from relmsg.errors import RelmsgError, UsageError
+from relmsg.migrate import require_current
+from relmsg.outbox.backlog import Backlog
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="See what waits in the outbox, and bring back what is parked.")
+
+Exchange = Annotated[str | None, typer.Option("--exchange", show_default=False, help="Only this exchange.")]
+Type = Annotated[str | None, typer.Option("--type", show_default=False, help="Only this message type.")]
+COLUMNS = ("id", "message_id", "type", "exchange", "routing_key", "ordering_key", "state", "attempts", "last_error")
+
+
+@app.command()
+def status(
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """How much waits and how long, which destinations are held and why, what is parked, which relays are alive."""
+    found = _with_backlog(Backlog.status, database_url=database_url, schema=schema, config=config)
+    if json:
+        output.write(output.as_json(found))
+        return
+    output.write(f"waiting  {found['waiting']}, the oldest for {found['oldest_seconds']:.1f} s")
+    output.write(f"parked   {found['parked']}" + (", see `relmsg outbox list --parked`" if found["parked"] else ""))
+    for held in found["held"]:
+        where = f"exchange {held['exchange']!r}, routing key {held['routing_key']!r}"
+        output.write(output.printable(f"held     {held['messages']} for {where}: {held['reason']}"))
+    for relay in found["relays"]:
+        output.write(output.printable(f"relay    {relay['relay']} with {relay['slots']} slots"))
+    if not found["relays"]:
+        output.write("relay    none is running: start `relmsg relay`")
+
+
+@app.command(name="list")
+def list_(
+    parked: Annotated[bool | None, typer.Option("--parked/--waiting", show_default=False, help="Only these.")] = None,
+    exchange: Exchange = None,
+    type: Type = None,  # noqa: A002 - the flag's name
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """The oldest messages that wait or are parked."""
+
+    def ask(backlog: Backlog) -> Any:
+        return backlog.rows(parked=parked, exchange=exchange, message_type=type, limit=limit)
+
+    rows = _with_backlog(ask, database_url=database_url, schema=schema, config=config)
+    output.emit(rows, json, COLUMNS)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A row id or a message id.")],
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Everything about one message: properties, headers, body, reason. Exit code 1 if it is not in the outbox."""
+    rows = _with_backlog(lambda backlog: backlog.show(name), database_url=database_url, schema=schema, config=config)
+    if not rows:
+        raise RelmsgError(f"no message {name} is in the outbox: it was sent, or its transaction was rolled back")
+    shown = [{**row, "body": _text(row["body"])} for row in rows]
+    if json:
+        output.emit(shown, json, COLUMNS)
+        return
+    for row in shown:
+        for column, value in row.items():
+            output.write(output.printable(f"{column:<17}{'' if value is None else value}"))
+
+
+@app.command()
+def retry(
+    names: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Row ids or message ids.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that are parked (and match the filters).")] = False,
+    exchange: Exchange = None,
+    type: Type = None,  # noqa: A002 - the flag's name
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell how many.")] = False,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Bring parked messages back to the relay, under the same message ids. Exit code 1 if none of them is parked."""
+    if bool(names) == every:
+        raise UsageError("name the messages to bring back, or give --all")
+
+    def act(backlog: Backlog) -> Any:
+        return backlog.retry(names or (), every=every, exchange=exchange, message_type=type, dry_run=dry_run)
+
+    count = _with_backlog(act, database_url=database_url, schema=schema, config=config)
+    if json:
+        output.write(output.as_json({"dry_run": dry_run, "messages": count}))
+    else:
+        output.write(f"{count} messages {'would come' if dry_run else 'came'} back")
+    if names and not count:
+        raise RelmsgError("none of these is parked: see `relmsg outbox list --parked`")
+
+
+def _with_backlog(ask: Callable[[Backlog], Awaitable[T]], **flags: Any) -> T:
+    settings = options.settings(**flags)
+
+    async def run() -> T:
+        engine = create_engine(settings.database())
+        try:
+            await require_current(engine, settings.schema)
+            return await ask(Backlog(engine, schema=settings.schema))
+        finally:
+            await engine.dispose()
+
+    return asyncio.run(run())
+
+
+def _text(body: bytes) -> str:
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(body).decode()
