@@ -10,19 +10,22 @@ from typing import Any
 
 from relmsg.broker.connection import Connection
 from relmsg.broker.subscriber import Delivery, Subscriber, require_queue
+from relmsg.clock import Clock
 from relmsg.inbox.lanes import Lanes
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.worker import Worker
 
 log = logging.getLogger(__name__)
 
+STUCK_SECONDS = 60.0
+
 
 class Consumer:
     """Receives from all queues of an inbox and has a worker handle each delivery.
 
     Each queue has a connection of its own: a frame that the AMQP library cannot read cuts a connection, and must not
-    cut the others (reliability B1). Handlers run in tasks of ours: when a connection is lost they go on and commit; then
-    their ack is skipped, and the redelivery is a Duplicate.
+    cut the others (reliability B1). Handlers run in tasks of ours: when a connection is lost they go on and commit;
+    their ack is skipped then, and the redelivery is a Duplicate.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Consumer:
         *,
         prefetch: int,
         drain: float,
+        clock: Clock,
     ) -> None:
         self._name = name
         self._urls = urls
@@ -45,22 +49,27 @@ class Consumer:
         self._rest = rest
         self._prefetch = prefetch
         self._drain_seconds = drain
+        self._clock = clock
+        self._beat_at = clock.monotonic()
         self._lanes: Lanes[Delivery] = Lanes(self._work)
         self._subscribers: list[Subscriber] = []
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether every queue is consumed and nothing makes the consumer pause."""
-        worker = self._worker
-        return (
-            len(self._subscribers) == len(self._queues)
-            and all(subscriber.is_consuming for subscriber in self._subscribers)
-            and worker.database.is_open
-            and worker.error_exchange.is_open
-        )
+    def live(self) -> str | None:
+        """None while the event loop turns, otherwise what is wrong; the process should then be restarted."""
+        still = self._clock.monotonic() - self._beat_at
+        return None if still < STUCK_SECONDS else f"the event loop has not turned for {still:.0f} s"
 
-    async def run(self, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    def ready(self) -> str | None:
+        """None while every queue is consumed and nothing makes the consumer pause, otherwise what does."""
+        if not self._subscribers:
+            return "starting"
+        for subscriber in self._subscribers:
+            if not subscriber.is_consuming:
+                return f"queue {subscriber.queue} is not consumed"
+        return self._worker.database.trouble or self._worker.error_exchange.trouble
+
+    async def run(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
         """Consume until ``stop`` is set, then drain.
 
         Draining: no more deliveries, and the broker's word on it; what only waits is left unacked; what runs may
@@ -81,8 +90,9 @@ class Consumer:
             stack.push_async_callback(self._drain)
             for subscriber in self._subscribers:
                 await subscriber.start()
-            ready()
+            started()
             keeping = [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers]
+            keeping.append(asyncio.create_task(self._beat()))
             stopped = asyncio.create_task(stop.wait())
             ends: set[asyncio.Future[Any]] = {stopped, self._fault, *keeping}
             try:
@@ -107,6 +117,11 @@ class Consumer:
                 log.warning("%s: cancelled %d handlers, their messages come again", self._name, len(late))
                 await asyncio.wait(late, timeout=1.0)
         await asyncio.gather(*(subscriber.close() for subscriber in self._subscribers))
+
+    async def _beat(self) -> None:
+        while True:
+            self._beat_at = self._clock.monotonic()
+            await asyncio.sleep(1.0)
 
     def _take(self, delivery: Delivery) -> None:
         self._worker.metrics.received(delivery.queue)

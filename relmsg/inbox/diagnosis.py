@@ -13,6 +13,7 @@ from relmsg.broker import error_headers as names
 from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
 from relmsg.broker.subscriber import Delivery
 from relmsg.inbox.outcome import Failed
+from relmsg.settings import redact
 
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 TRACE_BYTES = 4 * 1024
@@ -40,7 +41,7 @@ def error_headers(delivery: Delivery, failed: Failed, consumer: str, failed_at: 
         del came[name]
         touched.append(f"{name} (dropped)")
     room = min(TRACE_BYTES, budget - encoded_size(came) - len(names.EXCEPTION_STACKTRACE) - 8)
-    trace = _end("".join(traceback.format_exception(failed.error)), max(0, room))
+    trace = _end(redact("".join(traceback.format_exception(failed.error))), max(0, room))
     headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
     if touched:
         headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), LISTED_BYTES)
@@ -50,7 +51,7 @@ def error_headers(delivery: Delivery, failed: Failed, consumer: str, failed_at: 
 def _diagnosis(delivery: Delivery, failed: Failed, consumer: str, failed_at: datetime) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
-        names.EXCEPTION_MESSAGE: _start(str(failed.error) or kind.__name__, TEXT_BYTES),
+        names.EXCEPTION_MESSAGE: _start(redact(str(failed.error)) or kind.__name__, TEXT_BYTES),
         names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", TEXT_BYTES),
         names.REASON: failed.reason,
         names.ATTEMPTS: failed.attempts,

@@ -16,6 +16,7 @@ from relmsg.broker.wire import Publication
 from relmsg.errors import RelmsgError
 from relmsg.inbox.diagnosis import error_headers
 from relmsg.inbox.outcome import Failed, Unsettled
+from relmsg.inbox.trouble import brief
 from relmsg.topology import error_queue_name
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class ErrorExchange:
             delivery.queue,
             copy.routing_key,
             failed.reason,
-            failed.error,
+            brief(failed.error),
         )
         return receipt
 

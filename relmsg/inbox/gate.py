@@ -12,6 +12,7 @@ from typing import TypeVar
 from relmsg.clock import Clock, SystemClock
 from relmsg.inbox.outcome import Unsettled
 from relmsg.inbox.rest import Rest
+from relmsg.inbox.trouble import brief
 from relmsg.retry import full_jitter
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Gate:
         self._clock = clock or SystemClock()
         self._chance = chance
         self._failures = 0
+        self._trouble = ""
         self._paused = 0.0
         self._shut_at = 0.0
         self._opened = asyncio.Event()
@@ -52,6 +54,11 @@ class Gate:
     def is_open(self) -> bool:
         """Whether work passes without waiting."""
         return self._opened.is_set()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the gate is shut; None while it is open."""
+        return None if self.is_open else f"{self._name}: {self._trouble}"
 
     @property
     def paused_seconds(self) -> float:
@@ -83,7 +90,8 @@ class Gate:
                     self._open()
                     return result
                 self._failures += 1
-                log.info("%s: still paused: %s", self._name, result.cause)
+                self._trouble = brief(result.cause)
+                log.info("%s: still paused: %s", self._name, self._trouble)
         return None
 
     @asynccontextmanager
@@ -104,7 +112,8 @@ class Gate:
             self._opened.clear()
             self._shut_at = self._clock.monotonic()
             self._failures = 1
-            log.warning("%s: pausing, nothing is lost and no attempt is spent: %s", self._name, cause)
+            self._trouble = brief(cause)
+            log.warning("%s: pausing, nothing is lost and no attempt is spent: %s", self._name, self._trouble)
 
     def _open(self) -> None:
         pause = self._clock.monotonic() - self._shut_at

@@ -78,7 +78,7 @@ class Inbox:
         self.prefetch = require_prefetch(prefetch)
         self.concurrency = _at_least(1, "concurrency", concurrency)
         self.drain = _at_least(0.0, "drain", drain)
-        self._amqp_url = amqp_url
+        self.amqp_url = amqp_url
         self._missing_id = missing_id
         self._error_exchange = error_exchange
         self._clock = clock or SystemClock()
@@ -129,31 +129,34 @@ class Inbox:
         """The queues that have handlers."""
         return self._registry.queues
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether this inbox is running, consumes all its queues, and does not pause."""
-        return self._consumer is not None and self._consumer.is_ready
+    def live(self) -> str | None:
+        """None while all is well, otherwise what is wrong: then the process should be restarted."""
+        return self._consumer.live() if self._consumer is not None else None
+
+    def ready(self) -> str | None:
+        """None while this inbox consumes all its queues and does not pause, otherwise what keeps it from that."""
+        return self._consumer.ready() if self._consumer is not None else "not running"
 
     async def run(
         self,
         amqp_url: str | None = None,
         stop: asyncio.Event | None = None,
         *,
-        ready: Callable[[], None] = lambda: None,
+        started: Callable[[], None] = lambda: None,
         prefetch: int | None = None,
         concurrency: int | None = None,
         drain: float | None = None,
     ) -> None:
         """Consume until ``stop`` is set or this call is cancelled, then drain.
 
-        ``ready`` is called once all queues are consumed. A database or a broker that goes away later is waited for.
+        ``started`` is called once all queues are consumed. A database or a broker that goes away later is waited for.
 
         :raises SchemaError: relmsg's tables are missing, older or newer.
         :raises QueueMissing: a queue does not exist.
         :raises DatabaseAway, BrokerAway, AccessRefused: a service does not answer, or refuses, at the start.
         :raises UsageError: there is no handler, or no URL, or this inbox runs already.
         """
-        url = amqp_url or self._amqp_url
+        url = amqp_url or self.amqp_url
         if url is None:
             raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
         if not self.queues:
@@ -169,7 +172,7 @@ class Inbox:
             _at_least(0.0, "drain", self.drain if drain is None else drain),
         )
         # In a task of its own: there, a CancelledError that nobody asked for is known to come from the AMQP library.
-        running = asyncio.create_task(self._consumer.run(stop, ready), name=f"inbox {self.name}")
+        running = asyncio.create_task(self._consumer.run(stop, started), name=f"inbox {self.name}")
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -204,7 +207,9 @@ class Inbox:
             slots=Slots(concurrency, rest),
             metrics=self.metrics,
         )
-        return Consumer(self.name, urls, self.queues, worker, publishing, rest, prefetch=prefetch, drain=drain)
+        return Consumer(
+            self.name, urls, self.queues, worker, publishing, rest, prefetch=prefetch, drain=drain, clock=self._clock
+        )
 
 
 N = TypeVar("N", int, float)

@@ -8,6 +8,7 @@ from sqlalchemy.exc import DBAPIError
 
 from relmsg.database import translate
 from relmsg.errors import DatabaseAway
+from relmsg.settings import redact
 
 # PostgreSQL documentation, appendix A. Class 53 is "insufficient resources": disk full, out of memory, too many
 # connections. 25006: the server has become read-only, as the old primary does after a failover.
@@ -41,6 +42,12 @@ def sqlstate(error: BaseException) -> str | None:
     told = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(told, "sqlstate", None)
     return code if isinstance(code, str) else None
+
+
+def brief(error: BaseException) -> str:
+    """An error on one line, without statements, parameters or passwords."""
+    told = translate(error) or (error.orig if isinstance(error, DBAPIError) else None) or error
+    return redact(" ".join(str(told).split()) or type(told).__name__)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
