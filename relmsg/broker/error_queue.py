@@ -1,0 +1,287 @@
+"""Reading an error queue, and moving its messages back or away, so that stopping at any moment loses nothing.
+
+A message leaves the error queue by an ack, and the ack is sent only after the broker has confirmed its copy in the
+source queue. Whatever is not acked returns, in its old order, when the channel closes. Stopped between the two, a
+message is in both queues, under one id: an inbox lets it take effect once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from relmsg.broker.answer import answer
+from relmsg.broker.confirm import ConfirmChannel
+from relmsg.broker.connection import Connection
+from relmsg.broker.declare import differences, queue_exists
+from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
+from relmsg.broker.error_headers import strip
+from relmsg.broker.receipt import Confirmed
+from relmsg.broker.wire import PERSISTENT, Publication
+from relmsg.clock import Clock, SystemClock
+from relmsg.errors import InvalidMessage, RelmsgError, UsageError
+from relmsg.message import Message
+from relmsg.topology import ERROR_SUFFIX, error_queue
+
+T = TypeVar("T")
+
+ANSWER_WITHIN = 30.0  # seconds
+BATCH = 100  # messages that are published and not yet acked: so many can be doubled by a SIGKILL
+ROUTING = ("CC", "BCC")  # RabbitMQ reads these as further routing keys of a publish
+HARMLESS_LIMIT = 10_000  # returns
+
+
+@dataclass(frozen=True, slots=True)
+class Stayed:
+    """A message that was to be moved and is still in the error queue, and why."""
+
+    entry: ErrorEntry
+    reason: str
+
+
+class ErrorQueue:
+    """The error queue of ``source``. Open it with ``ErrorQueue.of``.
+
+    A message whose AMQP properties no Python library can decode ends the connection of everyone who reads it, this one
+    included (reliability B1): then BrokerAway is raised again and again, and the broker's own tools must remove it.
+    """
+
+    def __init__(self, connection: Connection, source: str, *, clock: Clock | None = None) -> None:
+        self.source = source
+        self.name = source + ERROR_SUFFIX
+        self._connection = connection
+        self._clock = clock or SystemClock()
+
+    @classmethod
+    async def of(cls, connection: Connection, queue: str) -> Self:
+        """The error queue of ``queue``; its own name, ``<queue>.errors``, is taken as well.
+
+        Only queues of such a name are ever read here: a slip of the pen must not empty a queue that is at work.
+
+        :raises UsageError: there is none.
+        :raises BrokerAway: no answer.
+        """
+        if queue.endswith(ERROR_SUFFIX) and await queue_exists(connection, queue):
+            return cls(connection, queue.removesuffix(ERROR_SUFFIX))
+        if await queue_exists(connection, queue + ERROR_SUFFIX):
+            return cls(connection, queue)
+        if await queue_exists(connection, queue):
+            raise UsageError(
+                f"queue {queue!r} has no error queue: {queue + ERROR_SUFFIX!r} is made when its consumer first starts, "
+                "or by `relmsg topology declare`"
+            )
+        raise UsageError(f"there is no queue {queue!r}, and no {queue + ERROR_SUFFIX!r}")
+
+    async def hazard(self) -> str | None:
+        """What looking at this queue does to it, None if nothing: every look returns the messages, and a quorum queue
+        counts that.
+        """
+        found = {each.argument: each for each in await differences(self._connection, error_queue(self.source))}
+        limit = found.get("x-delivery-limit")
+        kind = found.get("x-queue-type")
+        if limit is None or (kind is not None and kind.known and kind.real in (None, "classic")):
+            return None
+        if limit.known and limit.real is None:
+            return (
+                f"queue {self.name!r} has no x-delivery-limit: each look puts its messages into another order "
+                "(RabbitMQ 3), or drops them after 20 looks (RabbitMQ 4)"
+            )
+        if limit.known and limit.real is not None and int(limit.real) >= HARMLESS_LIMIT:
+            return None
+        return f"queue {self.name!r} drops a message after {limit.real or 'some'} returns, and each look returns it"
+
+    async def browse(self, wanted: ErrorFilter, *, limit: int | None = None) -> list[ErrorEntry]:
+        """The entries that match, oldest first, at most ``limit``. All of them stay, in their order.
+
+        While it reads, the messages read are hidden from other readers.
+
+        :raises BrokerAway: the connection was lost; everything is back in the queue.
+        """
+        found: list[ErrorEntry] = []
+        async with self._open() as reader:
+            while (limit is None or len(found) < limit) and (delivered := await reader.next()) is not None:
+                entry = entry_of(delivered, self.source)
+                if wanted.matches(entry):
+                    found.append(entry)
+        return found
+
+    async def count(self, wanted: ErrorFilter) -> int:
+        """How many entries match; otherwise like ``browse``, without keeping them in memory."""
+        matching = 0
+        async with self._open() as reader:
+            while (delivered := await reader.next()) is not None:
+                matching += wanted.matches(entry_of(delivered, self.source))
+        return matching
+
+    async def requeue(
+        self,
+        wanted: ErrorFilter,
+        *,
+        limit: int | None = None,
+        rate: float | None = None,
+        any_origin: bool = False,
+        moved: Callable[[ErrorEntry], None] = lambda _: None,
+    ) -> list[Stayed]:
+        """Send the entries that match back to the queue they came from, oldest first, and return those that stayed.
+
+        A message goes out with its properties and its id as they were (without one, it gets an id made from its
+        content), without its diagnosis, as a persistent message. Only once the broker has confirmed and routed it, it
+        leaves the error queue, and ``moved`` is called. Not kept: ``user_id``, with which the broker would refuse us,
+        and the headers CC and BCC, which would send copies elsewhere.
+
+        At most ``limit`` messages are tried, ``rate`` a second; never more than were there at the start, so those that
+        fail again meanwhile are not chased. A message goes to another queue than ``source`` only with ``any_origin``:
+        where it came from is a header, and anybody can write one (reliability S12).
+
+        :raises BrokerAway: the connection was lost. What was not moved is still in the error queue.
+        """
+        size = BATCH if rate is None else max(1, min(BATCH, int(rate / 4)))
+        stayed: list[Stayed] = []
+        publisher = ConfirmChannel(self._connection)
+        try:
+            async with self._open() as reader:
+                left = reader.present if limit is None else limit
+                while left > 0 and (batch := await self._batch(reader, wanted, min(size, left))):
+                    left -= len(batch)
+                    began = self._clock.monotonic()
+                    for delivered, entry, reason in await self._send(publisher, batch, any_origin=any_origin):
+                        if reason is not None:
+                            stayed.append(Stayed(entry, reason))
+                            continue
+                        await reader.ack(delivered)
+                        moved(entry)
+                    if rate is not None and left > 0:
+                        await self._clock.sleep(max(0.0, len(batch) / rate - (self._clock.monotonic() - began)))
+        finally:
+            await publisher.close()
+        return stayed
+
+    async def purge(
+        self, wanted: ErrorFilter, *, limit: int | None = None, removed: Callable[[ErrorEntry], None] = lambda _: None
+    ) -> None:
+        """Remove the entries that match for good, oldest first, at most ``limit`` and only what was there at the start.
+
+        :raises BrokerAway: the connection was lost; some may be removed already.
+        """
+        async with self._open() as reader:
+            left = reader.present if limit is None else limit
+            while left > 0 and (batch := await self._batch(reader, wanted, 1)):
+                for delivered, entry in batch:
+                    await reader.ack(delivered)
+                    removed(entry)
+                left -= 1
+
+    async def _batch(
+        self, reader: _Reader, wanted: ErrorFilter, size: int
+    ) -> list[tuple[DeliveredMessage, ErrorEntry]]:
+        batch: list[tuple[DeliveredMessage, ErrorEntry]] = []
+        while len(batch) < size and (delivered := await reader.next()) is not None:
+            entry = entry_of(delivered, self.source)
+            if wanted.matches(entry):
+                batch.append((delivered, entry))
+        return batch
+
+    async def _send(
+        self, publisher: ConfirmChannel, batch: list[tuple[DeliveredMessage, ErrorEntry]], *, any_origin: bool
+    ) -> list[tuple[DeliveredMessage, ErrorEntry, str | None]]:
+        """Publish a batch; for each message None, or why it must stay."""
+        sent: list[tuple[DeliveredMessage, ErrorEntry, str | None]] = []
+        publishes: list[tuple[DeliveredMessage, ErrorEntry, Publication]] = []
+        for delivered, entry in batch:
+            target = entry.original_queue or self.source
+            if target != self.source and not any_origin:
+                sent.append((delivered, entry, f"it says it came from queue {target!r}: give --any-origin to allow it"))
+            else:
+                publishes.append((delivered, entry, _publication(delivered, target)))
+        try:
+            receipts = await publisher.publish([publish for *_, publish in publishes])
+        except InvalidMessage as error:
+            if len(batch) == 1:
+                return [(*batch[0], str(error))]
+            return [
+                each for item in batch for each in await self._send(publisher, [item], any_origin=any_origin)
+            ]  # one of them cannot be encoded, and nothing was sent
+        for (delivered, entry, _), receipt in zip(publishes, receipts, strict=True):
+            sent.append((delivered, entry, None if isinstance(receipt, Confirmed) else receipt.reason))
+        return sent
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[_Reader]:
+        channel = await self._connection.channel()
+        try:
+            # The passive declaration is answered with the number of messages that are ready.
+            declared = await answer(channel.queue_declare(self.name, passive=True), within=ANSWER_WITHIN)
+            yield _Reader(channel, self.name, declared.message_count or 0)
+        except BaseException:
+            with suppress(RelmsgError):
+                await _close(channel)
+            raise
+        # Only a channel that was closed in good order has had all its acks taken.
+        await _close(channel)
+
+
+class _Reader:
+    """Takes messages one after another, at most as many as were there at first, and keeps them unacked."""
+
+    def __init__(self, channel: Channel, queue: str, present: int) -> None:
+        self.present = present
+        self._left = present
+        self._channel = channel
+        self._queue = queue
+
+    async def next(self) -> DeliveredMessage | None:
+        """The next message; None at the end."""
+        if self._left <= 0:
+            return None
+        self._left -= 1
+        delivered = await self._ask(self._channel.basic_get(self._queue))
+        return delivered if isinstance(delivered.delivery, Basic.GetOk) else None
+
+    async def ack(self, delivered: DeliveredMessage) -> None:
+        """Take a message out of the queue."""
+        assert delivered.delivery_tag is not None
+        await self._ask(self._channel.basic_ack(delivered.delivery_tag))
+
+    async def _ask(self, call: Awaitable[T]) -> T:
+        return await answer(call, within=ANSWER_WITHIN)
+
+
+async def _close(channel: Channel) -> None:
+    await answer(channel.close(), within=ANSWER_WITHIN)
+
+
+def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
+    properties = delivered.header.properties
+    message_id = properties.message_id or _content_id(delivered)
+    headers = {name: value for name, value in strip(properties.headers).items() if name not in ROUTING}
+    again = Basic.Properties(
+        message_id=message_id,
+        message_type=properties.message_type,
+        timestamp=properties.timestamp,
+        content_type=properties.content_type,
+        content_encoding=properties.content_encoding,
+        correlation_id=properties.correlation_id,
+        reply_to=properties.reply_to,
+        app_id=properties.app_id,
+        expiration=properties.expiration,
+        headers=headers or None,
+        delivery_mode=PERSISTENT,
+        priority=properties.priority,
+    )
+    return Publication(message_id, "", queue, again, delivered.body)
+
+
+def _content_id(delivered: DeliveredMessage) -> str:
+    """An id for a message without one: a return could not be told from a confirm without it, and the two copies that a
+    stop half way may leave must have the same."""
+    properties = delivered.header.properties
+    parts = (properties.app_id, properties.message_type, properties.correlation_id, properties.timestamp)
+    digest = hashlib.sha256(repr(parts).encode(errors="replace") + delivered.body).hexdigest()
+    return str(Message.id_for(f"sha256:{digest}"))

@@ -1,0 +1,285 @@
+"""`relmsg errors`: see the messages that could not be handled, send them again, or remove them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from relmsg.broker.connection import Connection
+from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
+from relmsg.broker.error_queue import ErrorQueue, Stayed
+from relmsg.cli import options, output
+from relmsg.errors import RelmsgError, UsageError
+from relmsg.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, help="See the messages that could not be handled; send them again.")
+
+COLUMNS = ("message_id", "type", "exception", "failed_at", "reason", "exception_message")
+LONG = ("stacktrace", "headers", "properties", "body")  # in `show` only
+AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def _moment(text: str) -> datetime:
+    """ISO 8601, in UTC where it names no zone, or an age, such as 2h."""
+    if age := re.fullmatch(r"(\d{1,6})([smhd])", text):
+        return datetime.now(UTC) - timedelta(**{AGES[age[2]]: int(age[1])})
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither like 2026-01-31T12:00 nor like 30m, 2h, 7d") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+
+
+Queue = Annotated[str, typer.Option("--queue", metavar="QUEUE", help="The queue that was consumed, or QUEUE.errors.")]
+Exception_ = Annotated[
+    str | None, typer.Option("--exception", metavar="CLASS", help="The exception's class, also without its module.")
+]
+Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="The message type.")]
+Since = Annotated[
+    datetime | None,
+    typer.Option(parser=_moment, metavar="TIME", help="Failed then or later: ISO 8601, UTC unless it says, or 2h ago."),
+]
+Until = Annotated[
+    datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Failed then or earlier, as for --since.")
+]
+Id = Annotated[str | None, typer.Option("--id", metavar="ID", help="Only the message with this id.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
+Listed = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
+Rate = Annotated[float | None, typer.Option("--rate", min=0.01, metavar="N", help="At most so many a second.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell how many are meant.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+AnyOrigin = Annotated[
+    bool, typer.Option("--any-origin", help="Also to other queues, where a message's headers say it came from there.")
+]
+
+
+@app.command("list")
+def list_(
+    queue: Queue,
+    exception: Exception_ = None,
+    type_: Type = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Listed = 100,
+    amqp_url: options.AmqpUrl = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """The messages in an error queue, oldest first, without their bodies. Everything stays as it is."""
+    wanted = ErrorFilter(exception=exception, type=type_, since=since, until=until)
+    entries = asyncio.run(_browse(options.settings(amqp_url=amqp_url, config=config), queue, wanted, limit + 1))
+    rows = [{name: value for name, value in _row(each).items() if name not in LONG} for each in entries[:limit]]
+    output.emit(rows, json, COLUMNS)
+    if len(entries) > limit:
+        sys.stdout.flush()
+        output.complain(f"there are more than these {limit}: give a larger --limit, or filters")
+
+
+@app.command()
+def show(
+    message_id: Annotated[str, typer.Argument(metavar="ID")],
+    queue: Queue,
+    amqp_url: options.AmqpUrl = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """All that is known of one message: diagnosis, stack trace, properties, headers, body."""
+    settings = options.settings(amqp_url=amqp_url, config=config)
+    entries = asyncio.run(_browse(settings, queue, ErrorFilter(message_id=message_id), None))
+    if not entries:
+        raise RelmsgError(f"there is no message {message_id} in the error queue of {queue}")
+    rows = [_row(each) for each in entries]
+    if json:
+        output.emit(rows, json, COLUMNS)
+        return
+    for position, row in enumerate(rows):
+        if position:
+            output.write("")
+        _write_whole(row)
+
+
+@app.command()
+def requeue(
+    queue: Queue,
+    exception: Exception_ = None,
+    type_: Type = None,
+    since: Since = None,
+    until: Until = None,
+    message_id: Id = None,
+    limit: Limit = None,
+    rate: Rate = None,
+    any_origin: AnyOrigin = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    amqp_url: options.AmqpUrl = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Send messages back to the queue they came from. Stopped half way, none is lost."""
+    _can_ask(yes=yes, dry_run=dry_run)
+    wanted = ErrorFilter(message_id=message_id, exception=exception, type=type_, since=since, until=until)
+
+    async def move(errors: ErrorQueue, most: int, report: _Report) -> None:
+        report.stayed += await errors.requeue(
+            wanted, limit=most, rate=rate, any_origin=any_origin, moved=lambda _: report.count()
+        )
+
+    settings = options.settings(amqp_url=amqp_url, config=config)
+    asyncio.run(_move(settings, queue, wanted, _Report("requeued", json), move, limit, dry_run=dry_run, yes=yes))
+
+
+@app.command()
+def purge(
+    queue: Queue,
+    exception: Exception_ = None,
+    type_: Type = None,
+    since: Since = None,
+    until: Until = None,
+    message_id: Id = None,
+    limit: Limit = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    amqp_url: options.AmqpUrl = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Remove messages for good."""
+    _can_ask(yes=yes, dry_run=dry_run)
+    wanted = ErrorFilter(message_id=message_id, exception=exception, type=type_, since=since, until=until)
+
+    async def remove(errors: ErrorQueue, most: int, report: _Report) -> None:
+        await errors.purge(wanted, limit=most, removed=lambda _: report.count())
+
+    settings = options.settings(amqp_url=amqp_url, config=config)
+    asyncio.run(_move(settings, queue, wanted, _Report("removed", json), remove, limit, dry_run=dry_run, yes=yes))
+
+
+class _Report:
+    """What was done so far; printed also when it was stopped half way."""
+
+    def __init__(self, verb: str, json: bool) -> None:
+        self.verb = verb
+        self.json = json
+        self.done = 0
+        self.stayed: list[Stayed] = []
+
+    def count(self) -> None:
+        self.done += 1
+
+    def tell(self, line: str) -> None:
+        """A line for a person: with --json stdout belongs to the program."""
+        (sys.stderr if self.json else sys.stdout).write(line + "\n")
+        sys.stdout.flush()
+
+    def print(self, queue: str, matching: int) -> None:
+        stayed = [{"message_id": each.entry.message_id, "reason": each.reason} for each in self.stayed]
+        if self.json:
+            row = {"queue": queue, "matching": matching, self.verb: self.done, "stayed": stayed}
+            output.emit([row], self.json, ["queue"])
+            return
+        for each in stayed:
+            output.write(output.printable(f"stayed: {each['message_id']}: {each['reason']}"))
+        output.write(f"{self.verb} {self.done} of {matching}")
+
+
+async def _move(
+    settings: Settings,
+    queue: str,
+    wanted: ErrorFilter,
+    report: _Report,
+    action: Any,
+    limit: int | None,
+    *,
+    dry_run: bool,
+    yes: bool,
+) -> None:
+    async with _error_queue(settings, queue) as errors:
+        matching = await errors.count(wanted)
+        most = matching if limit is None else min(matching, limit)
+        report.tell(f"{matching} {'message matches' if matching == 1 else 'messages match'} in {errors.name}")
+        if dry_run or most == 0:
+            if report.json:
+                report.print(errors.name, matching)
+            return
+        if not yes and not await asyncio.to_thread(typer.confirm, f"{report.verb.capitalize()[:-1]} {most}?", err=True):
+            report.tell("nothing was done")
+            return
+        try:
+            await action(errors, most, report)
+        finally:
+            report.print(errors.name, matching)
+    if report.stayed:
+        raise typer.Exit(1)
+
+
+async def _browse(settings: Settings, queue: str, wanted: ErrorFilter, limit: int | None) -> list[ErrorEntry]:
+    async with _error_queue(settings, queue) as errors:
+        return await errors.browse(wanted, limit=limit)
+
+
+@asynccontextmanager
+async def _error_queue(settings: Settings, queue: str) -> AsyncIterator[ErrorQueue]:
+    async with Connection(settings.broker(), name="relmsg errors") as connection:
+        errors = await ErrorQueue.of(connection, queue)
+        if hazard := await errors.hazard():
+            output.complain(f"take care: {hazard}")
+        yield errors
+
+
+def _can_ask(*, yes: bool, dry_run: bool) -> None:
+    if not yes and not dry_run and not sys.stdin.isatty():
+        raise UsageError("nobody can be asked without a terminal: give --yes, or --dry-run to see how many are meant")
+
+
+def _row(entry: ErrorEntry) -> dict[str, Any]:
+    row = asdict(replace(entry, headers={}, properties={}, body=b""))  # asdict would copy these
+    content, encoding = _body(entry)
+    return row | {
+        "size": len(entry.body),
+        "headers": dict(entry.headers),
+        "properties": dict(entry.properties),
+        "body_encoding": encoding,
+        "body": content,
+    }
+
+
+def _body(entry: ErrorEntry) -> tuple[Any, str]:
+    """The body as JSON where it says so and is, else as text, else as base64; and which of these."""
+    if "json" in str(entry.properties.get("content_type", "")):
+        try:
+            return msgspec.json.decode(entry.body), "json"
+        except ValueError:
+            pass
+    try:
+        return entry.body.decode(), "text"
+    except UnicodeDecodeError:
+        return b64encode(entry.body).decode(), "base64"
+
+
+def _write_whole(row: dict[str, Any]) -> None:
+    width = max(map(len, row))
+    for name, value in row.items():
+        if name not in LONG:
+            output.write(f"{name:<{width}}  {output.cell(value)}".rstrip())
+    for part in ("properties", "headers"):
+        output.write(f"{part}:")
+        for name, value in row[part].items():
+            if value != row["stacktrace"]:
+                output.write(f"  {output.printable(name)}: {output.cell(value)}")
+    body = row["body"]
+    if row["body_encoding"] == "json":
+        body = msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
+    for part, text in (("stacktrace", row["stacktrace"] or ""), ("body", body)):
+        output.write(f"{part}:")
+        for line in text.splitlines():
+            output.write("  " + "".join(each if each.isprintable() else "�" for each in line.expandtabs(4)))
