@@ -1,1 +1,31 @@
-"""Reliable messaging for Python services on RabbitMQ and PostgreSQL."""
+"""Reliable messaging for Python services on RabbitMQ and PostgreSQL.
+
+At least once to the broker, effects in your database once.
+"""
+
+from relmsg.broker.publisher import Publisher
+from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
+from relmsg.errors import RelmsgError
+from relmsg.inbox.inbox import Inbox
+from relmsg.message import Message
+from relmsg.outbox.publish import Outbox
+from relmsg.retry import Retry
+from relmsg.topology import Binding, Exchange, Queue, Topology
+
+__all__ = [
+    "Binding",
+    "Confirmed",
+    "Exchange",
+    "Inbox",
+    "Message",
+    "Nacked",
+    "Outbox",
+    "Publisher",
+    "Queue",
+    "Receipt",
+    "RelmsgError",
+    "Retry",
+    "Returned",
+    "Topology",
+    "Unknown",
+]
