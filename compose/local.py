@@ -366,11 +366,11 @@ class Services:
         port = _free_ports(1)[0]
         postgres = {
             "bin": str(binaries), "home": str(home), "data": str(home / "data"), "log": str(log), "port": port,
-            "user": user, "url": f"postgresql+asyncpg://relmsg:{password}@127.0.0.1:{port}/postgres",
+            "user": user, "url": f"postgresql+asyncpg://postgres:{password}@127.0.0.1:{port}/postgres",
         }  # fmt: skip
         # --no-sync: the empty cluster need not survive a power cut; what is committed later is synced as ever.
         initdb = [
-            str(binaries / "initdb"), "-D", postgres["data"], "-U", "relmsg", "--pwfile", str(secret),
+            str(binaries / "initdb"), "-D", postgres["data"], "-U", "postgres", "--pwfile", str(secret),
             "-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync",
         ]  # fmt: skip
         with self._changed() as state:
