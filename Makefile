@@ -1,0 +1,61 @@
+# Everything below needs python3 (3.11+) and make; PostgreSQL and RabbitMQ are found, or installed where we are root.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+LOCAL  := $(BIN)/python compose/local.py
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check lint types layers services clean
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## run the example on services of its own
+	@$(LOCAL) run -- $(BIN)/python -m examples.flights.demo $(ARGS)
+
+test: $(STAMP) ## run every test on services of its own; ARGS="-k outbox -x" is passed to pytest
+	@$(LOCAL) run -- $(BIN)/python -m pytest $(ARGS)
+
+check: lint types layers ## lint, types and layers
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(STAMP) ## import-linter: the arrows between packages
+	$(BIN)/lint-imports
+
+services: $(STAMP) ## PostgreSQL and RabbitMQ until Ctrl-C; ARGS=--management for its interface
+	@$(LOCAL) up $(ARGS)
+
+clean: ## remove .venv, caches and what local services left
+	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian keeps ensurepip in a package of its own. pip reads [dependency-groups] since 25.1.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: $(PYTHON) is too old or missing: install Python 3.11 or newer, or say make PYTHON=python3.12" >&2; exit 3; }
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "installing python3-venv"; \
+	    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends python3-venv; } >/dev/null; \
+	  else \
+	    echo "make: $(PYTHON) has no ensurepip: install it (Debian: apt-get install python3-venv)" >&2; exit 3; \
+	  fi; \
+	fi
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@echo "installing relmsg and what its tests need into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
