@@ -11,15 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from relmsg.cli import database, outbox, output, relay
+from relmsg.cli import consume, database, errors, outbox, output, relay, topology
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
 from relmsg.settings import redact
 
 # A group of verbs: `relmsg db check`. Its module has an `app`.
-GROUPS: tuple[tuple[str, typer.Typer], ...] = (("db", database.app), ("outbox", outbox.app))
+GROUPS: tuple[tuple[str, typer.Typer], ...] = (
+    ("db", database.app),
+    ("outbox", outbox.app),
+    ("errors", errors.app),
+    ("topology", topology.app),
+)
 # A single verb: `relmsg relay`. Its module has a `register(app)`.
-VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register,)
+VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register, consume.register)
 
 # Click's ClickException: older Typers take it from click, newer ones from a copy of their own; both export this child.
 ClickException: Any = typer.BadParameter.__mro__[2]
