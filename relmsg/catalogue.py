@@ -144,7 +144,8 @@ def _expected(connection: Connection) -> list[Thing]:
 def _from_metadata(connection: Connection, metadata: MetaData) -> Iterable[Thing]:
     """What the definition says without PostgreSQL's help; expressions are UNKNOWN."""
     for table in metadata.tables.values():
-        options = ", ".join(sorted(f"{k}={v}" for k, v in (table.kwargs.get("postgresql_with") or {}).items()))
+        stored = table.info.get("storage_options") or table.kwargs.get("postgresql_with") or {}
+        options = ", ".join(sorted(f"{k}={v}" for k, v in stored.items()))
         yield Thing(
             table.name,
             "table",

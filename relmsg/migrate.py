@@ -152,18 +152,17 @@ def include_object(
 ) -> bool:
     """For ``context.configure(include_object=…)`` of an application's own Alembic: leaves out relmsg's tables.
 
-    Only what stands in the schema and bears the name of one of relmsg's tables is left out. For another schema's name:
+    Left out is what stands in that schema and bears the name of one of relmsg's tables. Alembic does not tell the schema
+    of what stands in the connection's default one: there a table is left out by its name, unless the application's
+    metadata has a table of that name itself. For another schema's name:
     ``functools.partial(include_object, schema="messages")``.
     """
-    del reflected, compare_to
-    if type_ == "table":
-        table_name, table_schema = name, item.schema
-    else:
-        table = getattr(item, "table", None)
-        table_name, table_schema = getattr(table, "name", None), getattr(table, "schema", None)
     ours = {table.name for table in tables(schema).metadata.tables.values()} | {VERSION_TABLE}
-    # A table in the connection's default schema is reflected without its schema's name.
-    return not (table_name in ours and (table_schema or "public") == schema)
+    if type_ != "table":  # Alembic asks for indexes and constraints only of tables it has let in
+        return True
+    if item.schema is None:
+        return not (name in ours and reflected and compare_to is None)
+    return not (name in ours and item.schema == schema)
 
 
 def location() -> Path:

@@ -12,11 +12,11 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-CHURN = {
-    "autovacuum_vacuum_scale_factor": "0.01",
-    "autovacuum_vacuum_threshold": "1000",
-    "autovacuum_vacuum_cost_delay": "0",
-}
+# Not the table's argument postgresql_with: SQLAlchemy 2.0 does not know it.
+CHURN = sa.DDL(
+    "ALTER TABLE %(fullname)s SET (autovacuum_vacuum_scale_factor = 0.01, "
+    "autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0)"
+)
 
 
 def moment(name: str, default: str | None = None, nullable: bool = True) -> sa.Column:
@@ -30,7 +30,7 @@ def moment(name: str, default: str | None = None, nullable: bool = True) -> sa.C
 
 def upgrade() -> None:
     schema = op.get_context().version_table_schema
-    op.create_table(
+    messages = op.create_table(
         "outbox_message",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True, cache=1), primary_key=True),
         sa.Column(
@@ -58,8 +58,8 @@ def upgrade() -> None:
         sa.Column("last_error", sa.Text),
         moment("parked_at"),
         schema=schema,
-        postgresql_with=CHURN,
     )
+    op.execute(CHURN.against(messages))
     for name, columns, predicate in (
         ("outbox_message_slot_id", ["slot", "id"], "parked_at IS NULL"),
         ("outbox_message_key_id", ["ordering_key", "id"], "parked_at IS NULL AND ordering_key IS NOT NULL"),
@@ -94,7 +94,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("consumer", "source", "message_id"),
         schema=schema,
     )
-    op.create_table(
+    attempts = op.create_table(
         "inbox_attempt",
         sa.Column("consumer", sa.Text, nullable=False),
         sa.Column("source", sa.Text, nullable=False),
@@ -103,5 +103,5 @@ def upgrade() -> None:
         moment("first_at", "now()", nullable=False),
         sa.PrimaryKeyConstraint("consumer", "source", "message_id"),
         schema=schema,
-        postgresql_with=CHURN,
     )
+    op.execute(CHURN.against(attempts))

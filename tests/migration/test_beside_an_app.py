@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import pytest
@@ -35,7 +36,9 @@ def run(connection):
         context.run_migrations()
 
 async def main():
-    engine = create_async_engine(os.environ["APP_URL"])
+    engine = create_async_engine(
+        os.environ["APP_URL"], connect_args={"server_settings": {"search_path": os.environ["SEARCH_PATH"]}}
+    )
     async with engine.connect() as connection:
         await connection.run_sync(run)
         await connection.commit()
@@ -74,11 +77,11 @@ def app(tmp_path, empty_url):
     (tmp_path / "tree" / "env.py").write_text(ENV)
     (tmp_path / "tree" / "script.py.mako").write_text(MAKO)
 
-    async def alembic(*arguments, schema="relmsg"):
+    async def alembic(*arguments, schema="relmsg", search_path="public"):
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "alembic", *arguments),
             cwd=tmp_path,
-            env={"APP_URL": empty_url, "OUR_SCHEMA": schema},
+            env=os.environ | {"APP_URL": empty_url, "OUR_SCHEMA": schema, "SEARCH_PATH": search_path},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -102,6 +105,15 @@ async def test_autogenerate_finds_nothing_of_ours_and_one_head_stays(app, empty_
     assert "No new upgrade operations detected" in await app("check", schema=schema)
     assert len((await app("heads", schema=schema)).strip().splitlines()) == 1
     assert await migrate.check(empty_engine, schema) == []
+
+
+async def test_our_schema_may_come_first_in_the_search_path(app, empty_url):
+    """Where the user is named like our schema, PostgreSQL looks there first, and Alembic does not tell the schema."""
+    await migrate.upgrade(empty_url, "relmsg")
+    await app("revision", "--autogenerate", "-m", "first", search_path="relmsg, public")
+    (written,) = app.versions.glob("*_first.py")
+    assert "customer" in written.read_text()
+    assert not any(word in written.read_text() for word in ("outbox", "inbox", "relmsg_version", "drop"))
 
 
 async def test_a_revision_of_the_app_can_bring_our_tables(app, empty_url, empty_engine):

@@ -199,7 +199,7 @@ async def test_in_a_shared_schema_tables_of_others_are_none_of_our_business(empt
     """Where relmsg lives in `public`, the application's own tables are not reported."""
     await migrate.upgrade(empty_url, "public")
     async with empty_engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE customer (id int PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE public.customer (id int PRIMARY KEY)"))
     assert await migrate.check(empty_engine, "public") == []
 
 
@@ -207,9 +207,9 @@ async def test_a_check_changes_nothing(empty_url, empty_engine):
     """The caller's transaction goes on, and no table that served the comparison stays."""
     await migrate.upgrade(empty_url)
     async with empty_engine.connect() as connection:
-        await connection.execute(text("CREATE TABLE mine (id int)"))
+        await connection.execute(text("CREATE TABLE public.mine (id int)"))
         assert await migrate.check(connection) == []
-        assert await connection.scalar(text("SELECT count(*) FROM mine")) == 0
+        assert await connection.scalar(text("SELECT count(*) FROM public.mine")) == 0
         await connection.rollback()
         assert await migrate.check(connection) == []
         assert not connection.in_transaction()
