@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 from relmsg.outbox.row import Row
@@ -18,7 +18,7 @@ class Pending:
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}
-        self._ready: deque[Row] = deque()
+        self._ready: OrderedDict[int, Row] = OrderedDict()
         self._out: set[int] = set()
         self._lanes: dict[str, deque[Row]] = {}
         self._in_slot: Counter[int] = Counter()
@@ -54,12 +54,12 @@ class Pending:
         self._rows[row.id] = row
         self._in_slot[row.slot] += 1
         if row.ordering_key is None:
-            self._ready.append(row)
+            self._ready[row.id] = row
             return
         lane = self._lanes.get(row.ordering_key)
         if lane is None:
             self._lanes[row.ordering_key] = deque([row])
-            self._ready.append(row)
+            self._ready[row.id] = row
             return
         position = len(lane)
         while position > 1 and lane[position - 1].id > row.id:
@@ -73,9 +73,7 @@ class Pending:
         """
         taken: list[Row] = []
         while self._ready and len(taken) < most:
-            row = self._ready.popleft()
-            if row.id not in self._rows:
-                continue
+            _, row = self._ready.popitem(last=False)
             if unless(row):
                 self.forget(row)
                 continue
@@ -98,7 +96,7 @@ class Pending:
         lane = self._lanes[row.ordering_key]
         lane.popleft()
         if lane:
-            self._ready.append(lane[0])
+            self._ready[lane[0].id] = lane[0]
         else:
             del self._lanes[row.ordering_key]
 
@@ -106,7 +104,8 @@ class Pending:
         """The row has to be sent again, before anything that came after it."""
         if row.id in self._rows:
             self._out.discard(row.id)
-            self._ready.appendleft(row)
+            self._ready[row.id] = row
+            self._ready.move_to_end(row.id, last=False)
 
     def keep_only(self, row: Row) -> None:
         """The row waits for its destination: it stays, those behind it in its lane are forgotten."""
@@ -142,5 +141,6 @@ class Pending:
 
     def _remove(self, row: Row) -> None:
         del self._rows[row.id]
+        self._ready.pop(row.id, None)
         self._out.discard(row.id)
         self._in_slot[row.slot] -= 1

@@ -76,7 +76,11 @@ class Outbox:
 
         :raises InvalidMessage: as ``publish``.
         """
-        return self._statement.values(self._row(message))
+        row = self._row(message)
+        expires_in = row.pop("expires_in")
+        return self._table.insert().values(
+            **row, expires_at=None if expires_in is None else func.clock_timestamp() + expires_in
+        )
 
     def wrap(self, tx: Transaction, exchange: str) -> OutboxExchange:
         """A stand-in for an aio-pika exchange: ``await outbox.wrap(session, "shop").publish(message, routing_key)``.
