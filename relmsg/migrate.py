@@ -153,8 +153,8 @@ def include_object(
     """For ``context.configure(include_object=…)`` of an application's own Alembic: leaves out relmsg's tables.
 
     Left out is what stands in that schema and bears the name of one of relmsg's tables. Alembic does not tell the
-    schema of what stands in the connection's default one: there a table is left out by its name, unless the application's
-    metadata has a table of that name itself. For another schema's name:
+    schema of what stands in the connection's default one: there a table is left out by its name, unless the
+    application's metadata has a table of that name itself. For another schema's name:
     ``functools.partial(include_object, schema="messages")``.
     """
     ours = {table.name for table in tables(schema).metadata.tables.values()} | {VERSION_TABLE}
