@@ -1,38 +1,33 @@
 """Reading an error queue, and moving its messages back or away, so that stopping at any moment loses nothing.
 
 A message leaves the error queue by an ack, and the ack is sent only after the broker has confirmed its copy in the
-source queue. Whatever is not acked returns, in its old order, when the channel closes. Stopped between the two, a
-message is in both queues, under one id: an inbox lets it take effect once.
+source queue. Stopped between the two, a message is in both queues, under one id: an inbox lets it take effect once.
+
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import Self
 
-from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
-from relmsg.broker.answer import answer
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import differences, queue_exists
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
 from relmsg.broker.error_headers import strip
+from relmsg.broker.error_reader import Reader, reading
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import PERSISTENT, Publication
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import InvalidMessage, RelmsgError, UsageError
+from relmsg.errors import InvalidMessage, UsageError
 from relmsg.message import Message
 from relmsg.topology import ERROR_SUFFIX, error_queue
 
-T = TypeVar("T")
-
-ANSWER_WITHIN = 30.0  # seconds
 BATCH = 100  # messages that are published and not yet acked: so many can be doubled by a SIGKILL
 ROUTING = ("CC", "BCC")  # RabbitMQ reads these as further routing keys of a publish
 HARMLESS_LIMIT = 10_000  # returns
@@ -100,12 +95,14 @@ class ErrorQueue:
     async def browse(self, wanted: ErrorFilter, *, limit: int | None = None) -> list[ErrorEntry]:
         """The entries that match, oldest first, at most ``limit``. All of them stay, in their order.
 
-        While it reads, the messages read are hidden from other readers.
+        While it reads, the messages are hidden from other readers. All are read, whatever the limit: this keeps their
+        order. AMQP lets a consumer hold 65,535 messages at most: what stands behind so many is not looked at, and
+        the order of so many is not kept.
 
         :raises BrokerAway: the connection was lost; everything is back in the queue.
         """
         found: list[ErrorEntry] = []
-        async with self._open() as reader:
+        async with reading(self._connection, self.name, self._clock) as reader:
             while (limit is None or len(found) < limit) and (delivered := await reader.next()) is not None:
                 entry = entry_of(delivered, self.source)
                 if wanted.matches(entry):
@@ -113,9 +110,9 @@ class ErrorQueue:
         return found
 
     async def count(self, wanted: ErrorFilter) -> int:
-        """How many entries match; otherwise like ``browse``, without keeping them in memory."""
+        """How many entries match; otherwise like ``browse``, without keeping any of them in memory."""
         matching = 0
-        async with self._open() as reader:
+        async with reading(self._connection, self.name, self._clock) as reader:
             while (delivered := await reader.next()) is not None:
                 matching += wanted.matches(entry_of(delivered, self.source))
         return matching
@@ -146,7 +143,7 @@ class ErrorQueue:
         stayed: list[Stayed] = []
         publisher = ConfirmChannel(self._connection)
         try:
-            async with self._open() as reader:
+            async with reading(self._connection, self.name, self._clock) as reader:
                 left = reader.present if limit is None else limit
                 while left > 0 and (batch := await self._batch(reader, wanted, min(size, left))):
                     left -= len(batch)
@@ -170,7 +167,7 @@ class ErrorQueue:
 
         :raises BrokerAway: the connection was lost; some may be removed already.
         """
-        async with self._open() as reader:
+        async with reading(self._connection, self.name, self._clock) as reader:
             left = reader.present if limit is None else limit
             while left > 0 and (batch := await self._batch(reader, wanted, 1)):
                 for delivered, entry in batch:
@@ -178,9 +175,7 @@ class ErrorQueue:
                     removed(entry)
                 left -= 1
 
-    async def _batch(
-        self, reader: _Reader, wanted: ErrorFilter, size: int
-    ) -> list[tuple[DeliveredMessage, ErrorEntry]]:
+    async def _batch(self, reader: Reader, wanted: ErrorFilter, size: int) -> list[tuple[DeliveredMessage, ErrorEntry]]:
         batch: list[tuple[DeliveredMessage, ErrorEntry]] = []
         while len(batch) < size and (delivered := await reader.next()) is not None:
             entry = entry_of(delivered, self.source)
@@ -211,50 +206,6 @@ class ErrorQueue:
         for (delivered, entry, _), receipt in zip(publishes, receipts, strict=True):
             sent.append((delivered, entry, None if isinstance(receipt, Confirmed) else receipt.reason))
         return sent
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[_Reader]:
-        channel = await self._connection.channel()
-        try:
-            # The passive declaration is answered with the number of messages that are ready.
-            declared = await answer(channel.queue_declare(self.name, passive=True), within=ANSWER_WITHIN)
-            yield _Reader(channel, self.name, declared.message_count or 0)
-        except BaseException:
-            with suppress(RelmsgError):
-                await _close(channel)
-            raise
-        # Only a channel that was closed in good order has had all its acks taken.
-        await _close(channel)
-
-
-class _Reader:
-    """Takes messages one after another, at most as many as were there at first, and keeps them unacked."""
-
-    def __init__(self, channel: Channel, queue: str, present: int) -> None:
-        self.present = present
-        self._left = present
-        self._channel = channel
-        self._queue = queue
-
-    async def next(self) -> DeliveredMessage | None:
-        """The next message; None at the end."""
-        if self._left <= 0:
-            return None
-        self._left -= 1
-        delivered = await self._ask(self._channel.basic_get(self._queue))
-        return delivered if isinstance(delivered.delivery, Basic.GetOk) else None
-
-    async def ack(self, delivered: DeliveredMessage) -> None:
-        """Take a message out of the queue."""
-        assert delivered.delivery_tag is not None
-        await self._ask(self._channel.basic_ack(delivered.delivery_tag))
-
-    async def _ask(self, call: Awaitable[T]) -> T:
-        return await answer(call, within=ANSWER_WITHIN)
-
-
-async def _close(channel: Channel) -> None:
-    await answer(channel.close(), within=ANSWER_WITHIN)
 
 
 def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
