@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
@@ -52,6 +51,10 @@ class Task:
     """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
 
 
+Around: TypeAlias = Callable[[Callable[[], Awaitable[Outcome]]], Awaitable[Outcome]]
+"""Makes an attempt, and does something before and after it."""
+
+
 class Attempts:
     """Handles messages: each attempt is a transaction of its own, and the retry stands around the whole of it."""
 
@@ -73,25 +76,22 @@ class Attempts:
         self._clock = clock
         self._chance = chance
 
-    async def handle(
-        self,
-        task: Task,
-        slot: Callable[[], AbstractAsyncContextManager[None]],
-        wanted: Callable[[], bool] = lambda: True,
-    ) -> Outcome:
+    async def handle(self, task: Task, around: Around, wanted: Callable[[], bool] = lambda: True) -> Outcome:
         """Try until the message is handled, or its retries are spent, or it is not ``wanted`` any more.
 
-        ``slot`` is held during an attempt, and not between two. Where the database is away, no attempt is spent, and
-        the time until it is back is not counted against the budget.
+        ``around`` is what each attempt is made in, such as a free slot. Where the database is away, no attempt is
+        spent, and the time until it is back is not counted against the budget.
         """
         retry = task.handler.retry
         spent = began = 0.0
 
-        async def once() -> Outcome:
+        async def attempt_once() -> Outcome:
             nonlocal began
-            async with slot():
-                began = self._clock.monotonic()
-                return await self.once(task)
+            began = self._clock.monotonic()
+            return await self.once(task)
+
+        async def once() -> Outcome:
+            return await around(attempt_once)
 
         for attempt in itertools.count(1):
             outcome: Settled | None = await self._gate.until_settled(once, wanted)

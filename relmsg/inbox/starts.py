@@ -2,24 +2,30 @@
 
 Queues give no reliable count (reliability B4, B7), so it is kept in our database, and only for messages that were
 delivered before: the first start is not recorded, it counts as one. A worker that dies takes innocent neighbours along;
-therefore a message with two unfinished starts runs alone, and the third strike is its own.
+therefore a message with two unfinished starts runs alone, and its third strike is its own.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from relmsg.inbox.identity import Identity
-from relmsg.inbox.outcome import Unsettled
+from relmsg.inbox.outcome import Duplicate, Handled, Outcome, Unsettled
 from relmsg.inbox.store import Store
+from relmsg.inbox.trouble import brief
+
+log = logging.getLogger(__name__)
 
 UNFINISHED_ALLOWED = 3
 
 
 class Forgotten:
-    """The count of a message is gone."""
+    """The starts of a message are forgotten."""
 
 
 class Starts:
@@ -28,26 +34,54 @@ class Starts:
     def __init__(self, sessions: async_sessionmaker[Any], store: Store) -> None:
         self._sessions = sessions
         self._store = store
+        self._owed: set[Identity] = set()
 
-    async def begin(self, identity: Identity) -> int | Unsettled:
-        """Record a start; how many earlier ones have ended without a word. Unsettled where that cannot be recorded."""
+    async def unfinished(self, identity: Identity) -> int | Unsettled:
+        """How many starts of a redelivered message have ended without a word, the first, unrecorded one included."""
         try:
-            async with self._sessions() as session, session.begin():
-                # One less, for this one has only begun; one more, for the first was never recorded.
-                return await self._store.start(session, identity)
+            async with self._sessions() as session:
+                return 1 + await self._store.starts(session, identity)
         except Exception as error:  # noqa: BLE001 - our own statement: never the message's fault
             return Unsettled(error)
 
-    async def take_back(self, identity: Identity) -> None:
-        """The worker is alive: what was recorded last does not count."""
-        async with self._sessions() as session, session.begin():
-            await self._store.take_back(session, identity)
+    async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+        """Make an attempt with its start recorded. It stays recorded only if this process does not live to see its end.
 
-    async def forget(self, identity: Identity) -> Unsettled | Forgotten:
+        It is recorded when the attempt really begins: a message that only waits cannot have killed anybody.
+        """
+        try:
+            await self._begin(identity)
+        except Exception as error:  # noqa: BLE001 - as above
+            return Unsettled(error)
+        try:
+            outcome = await attempt()
+        except asyncio.CancelledError:
+            await self._take_back(identity)
+            raise
+        if not isinstance(outcome, Handled | Duplicate):  # these two have forgotten it in their own transaction
+            await self._take_back(identity)
+        return outcome
+
+    async def forget(self, identity: Identity) -> Forgotten | Unsettled:
         """The message has come to an end; should it come again, it starts afresh."""
         try:
             async with self._sessions() as session, session.begin():
                 await self._store.forget_starts(session, identity)
         except Exception as error:  # noqa: BLE001 - as above
             return Unsettled(error)
+        self._owed.discard(identity)
         return Forgotten()
+
+    async def _begin(self, identity: Identity) -> None:
+        if identity not in self._owed:
+            async with self._sessions() as session, session.begin():
+                await self._store.start(session, identity)
+        self._owed.discard(identity)
+
+    async def _take_back(self, identity: Identity) -> None:
+        try:
+            async with self._sessions() as session, session.begin():
+                await self._store.take_back_start(session, identity)
+        except Exception as error:  # noqa: BLE001 - what is recorded stands for the next start
+            self._owed.add(identity)
+            log.info("a start of message %s could not be taken back: %s", identity.message_id, brief(error))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Integer, delete, literal_column, text, update
+from sqlalchemy import ColumnElement, Integer, delete, literal_column, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -18,10 +18,8 @@ class Store:
         self._attempt = tables(schema).inbox_attempt
         row = ("consumer", "source", "message_id")
         self._once = insert(self._message).on_conflict_do_nothing().returning(literal_column("1", Integer))
-        self._start = (
-            insert(self._attempt)
-            .on_conflict_do_update(index_elements=row, set_={"starts": self._attempt.c.starts + 1})
-            .returning(self._attempt.c.starts)
+        self._start = insert(self._attempt).on_conflict_do_update(
+            index_elements=row, set_={"starts": self._attempt.c.starts + 1}
         )
 
     async def once(self, session: AsyncSession, identity: Identity) -> bool:
@@ -33,19 +31,26 @@ class Store:
         connection = await session.connection()
         return (await connection.execute(self._once, identity._asdict())).first() is not None
 
-    async def start(self, session: AsyncSession, identity: Identity) -> int:
-        """Count one more start of a redelivered message; the number of starts that were counted and not taken back.
+    async def starts(self, session: AsyncSession, identity: Identity) -> int:
+        """How many starts of the message are recorded and not taken back."""
+        connection = await session.connection()
+        found = await connection.scalar(select(self._attempt.c.starts).where(*self._is(identity)))
+        return int(found or 0)
 
-        Need not survive a crash of the *server*: it counts crashes of workers. So nobody waits for the disk.
+    async def start(self, session: AsyncSession, identity: Identity) -> None:
+        """Record one more start of a message.
+
+        It need not survive a crash of the *server*: it counts crashes of workers. So nobody waits for the disk.
         """
         connection = await session.connection()
         await connection.execute(text("SET LOCAL synchronous_commit = off"))
-        return int((await connection.execute(self._start, identity._asdict())).scalar_one())
+        await connection.execute(self._start, identity._asdict())
 
-    async def take_back(self, session: AsyncSession, identity: Identity) -> None:
-        """The process did not die of this start: it does not count."""
+    async def take_back_start(self, session: AsyncSession, identity: Identity) -> None:
+        """The worker has survived a start: it does not count."""
         row, starts = self._is(identity), self._attempt.c.starts
         connection = await session.connection()
+        await connection.execute(text("SET LOCAL synchronous_commit = off"))
         await connection.execute(delete(self._attempt).where(*row, starts <= 1))
         await connection.execute(update(self._attempt).where(*row).values(starts=starts - 1))
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relmsg.broker.subscriber import Delivery
 from relmsg.errors import KilledWorker, Unhandleable
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Attempts, Task
+from relmsg.inbox.attempt import Around, Attempts, Task
 from relmsg.inbox.errors import ErrorExchange
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.identity import Identity, MissingId, identify
@@ -18,8 +18,6 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import REASONS, DeliveryGone, Duplicate, Failed, Handled, Outcome, Unsettled
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +46,6 @@ class Worker:
         try:
             outcome = await journey.settle(await journey.outcome())
         finally:
-            if isinstance(outcome, Unsettled):
-                await journey.take_back_start()
             self.metrics.settled(journey.consumer, delivery.queue, outcome)
         return outcome
 
@@ -62,7 +58,6 @@ class _Journey:
         self._worker = worker
         self._delivery = delivery
         self._identity: Identity | None = None
-        self._counted = False
 
     async def outcome(self) -> Outcome:
         """Decode, then attempt."""
@@ -79,10 +74,9 @@ class _Journey:
             return Unsettled(DeliveryGone())
         if unfinished >= UNFINISHED_ALLOWED:
             return Failed(KilledWorker(), "killed_worker", attempts=unfinished)
-        slot = worker.slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else worker.slots.one
-        task = Task(handler, message, self._identity, event, counted=self._counted)
         await worker.error_exchange.opened()
-        return await worker.attempts.handle(task, slot, self._wanted)
+        task = Task(handler, message, self._identity, event, counted=self._delivery.redelivered)
+        return await worker.attempts.handle(task, self._around(self._identity, unfinished), self._wanted)
 
     async def settle(self, outcome: Outcome) -> Outcome:
         """The one table from outcome to effect on the delivery."""
@@ -97,23 +91,23 @@ class _Journey:
                 pass  # unacked: the broker delivers it again once the channel is closed
         return outcome
 
-    async def take_back_start(self) -> None:
-        """This start did not kill the worker; where the database is away too, it counts nevertheless."""
-        if self._counted and self._identity is not None:
-            try:
-                await self._worker.starts.take_back(self._identity)
-            except Exception as error:  # noqa: BLE001 - the worst that can follow is one strike too many
-                log.info("%s: a start could not be taken back: %s", self.consumer, error)
-
     async def _unfinished_starts(self, identity: Identity) -> int | None:
-        """Record the start of a redelivered message; None if the delivery is gone by then."""
+        """How often the message was begun and not finished; None if the delivery is gone before that is known."""
         if not self._delivery.redelivered:
             return 0
-        unfinished = await self._worker.database.until_settled(
-            lambda: self._worker.starts.begin(identity), self._wanted
-        )
-        self._counted = unfinished is not None
-        return unfinished
+        starts = self._worker.starts
+        return await self._worker.database.until_settled(lambda: starts.unfinished(identity), self._wanted)
+
+    def _around(self, identity: Identity, unfinished: int) -> Around:
+        """What an attempt is made in: a slot; after a start that never ended counted; after two of them alone."""
+        slots = self._worker.slots
+        slot = slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else slots.one
+
+        async def around(attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+            async with slot():
+                return await (self._worker.starts.counted(identity, attempt) if unfinished else attempt())
+
+        return around
 
     async def _copy_to_errors(self, failed: Failed) -> bool:
         """Have the error copy confirmed; only then may the original be acked."""
@@ -125,9 +119,8 @@ class _Journey:
         if confirmed is None:
             return False
         worker.metrics.failed(self.consumer, delivery.queue, failed.reason)
-        if identity is not None and self._counted:
+        if identity is not None and delivery.redelivered:
             await worker.database.until_settled(lambda: worker.starts.forget(identity))
-            self._counted = False
         return True
 
     async def _ack(self) -> None:

@@ -82,10 +82,8 @@ async def place(broker: Broker, *ids: str, body: bytes = b"{}", **properties: An
 
 async def place_without_id(broker: Broker, body: bytes) -> None:
     """As other clients may publish: aiormq and aio-pika give every message an id."""
-    frames = [
-        Basic.Publish(routing_key=QUEUE),
-        ContentHeader(0, len(body), Basic.Properties(message_type="order.placed")),
-    ]
+    header = ContentHeader(0, len(body), Basic.Properties(message_type="order.placed"))
+    frames = [Basic.Publish(routing_key=QUEUE), header, ContentBody(body)]
     async with broker.channel(confirms=False) as channel:
         await channel.write_queue.put(ChannelFrame.marshall(channel.number, frames))
         await channel.queue_declare(QUEUE, passive=True)  # answered after the publish: it has arrived

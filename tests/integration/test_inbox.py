@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from relmsg.inbox.attempt import Attempts, Task
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler, parameters
 from relmsg.inbox.identity import Identity
-from relmsg.inbox.lanes import Slots
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Duplicate, Failed, Handled, HandlerEndedTransaction, Outcome, Unsettled
 from relmsg.inbox.rest import Rest
@@ -42,7 +42,6 @@ class Trial:
         self.sessions = sessions
         self.store = Store()
         self.gate = Gate("database")
-        self.slots = Slots(20)
         self.attempts = Attempts(sessions, self.store, self.gate, Metrics(), Rest(), SystemClock())
 
     def task(
@@ -56,7 +55,7 @@ class Trial:
         return Task(handler, Message(id=message_id, body=b"{}"), Identity(**key), None)
 
     async def handle(self, function: Function, message_id: str = "1", **options: Any) -> Outcome:
-        return await self.attempts.handle(self.task(function, message_id, **options), self.slots.one)
+        return await self.attempts.handle(self.task(function, message_id, **options), lambda attempt: attempt())
 
     async def once(self, function: Function, message_id: str = "1", **options: Any) -> Outcome:
         return await self.attempts.once(self.task(function, message_id, **options))
@@ -372,13 +371,49 @@ async def test_ids_are_remembered_as_they_came(trial: Trial) -> None:
     assert await trial.committed() == (5, 5)
 
 
-async def test_starts_count_what_was_never_finished(trial: Trial) -> None:
-    """The first recorded start tells of one unfinished before it; taking back and forgetting undo."""
+async def test_a_start_counts_only_if_nobody_lived_to_see_its_end(trial: Trial) -> None:
+    """A start is on record while the attempt runs; any end takes it off, and only a dead process leaves it."""
     starts, identity = Starts(trial.sessions, trial.store), Identity("c", "s", "1")
-    assert [await starts.begin(identity) for _ in range(3)] == [1, 2, 3]
-    await starts.take_back(identity)
-    assert await starts.begin(identity) == 3
+    seen: list[object] = []
+
+    async def attempt(outcome: Outcome) -> Outcome:
+        seen.append(await starts.unfinished(identity))
+        return outcome
+
+    assert await starts.unfinished(identity) == 1
+    for outcome in (Failed(ValueError(), "handler_failed"), Unsettled(OSError())):
+        assert await starts.counted(identity, lambda outcome=outcome: attempt(outcome)) == outcome  # type: ignore[misc]
+        assert await starts.unfinished(identity) == 1
+    for _ in range(2):  # two processes that died: nobody took these back
+        async with trial.sessions() as session, session.begin():
+            await trial.store.start(session, identity)
+    await starts.counted(identity, lambda: attempt(Unsettled(OSError())))
+    assert seen == [2, 2, 4]
+    assert await starts.unfinished(identity) == 3
     await starts.forget(identity)
-    assert await starts.begin(identity) == 1
-    await starts.take_back(identity)
-    assert await starts.begin(identity) == 1
+    assert await starts.unfinished(identity) == 1
+
+
+async def test_a_start_that_could_not_be_taken_back_stands_for_the_next(trial: Trial, database_url: str) -> None:
+    """An outage in the middle of an attempt cannot add up to strikes, however often the attempt is made again."""
+    starts, identity = Starts(trial.sessions, trial.store), Identity("c", "s", "1")
+
+    async def outage() -> Outcome:
+        async with trial.sessions() as session, session.begin():
+            await session.execute(text("ALTER TABLE relmsg.inbox_attempt RENAME TO away"))
+        return Unsettled(OSError())
+
+    for _ in range(3):
+        await starts.counted(identity, outage)
+        async with trial.sessions() as session, session.begin():
+            await session.execute(text("ALTER TABLE relmsg.away RENAME TO inbox_attempt"))
+    assert await starts.unfinished(identity) == 2
+
+
+async def test_the_effect_and_the_end_of_its_starts_commit_together(trial: Trial) -> None:
+    """When a message is handled, or found to be a duplicate, its starts are forgotten in the same transaction."""
+    starts, identity = Starts(trial.sessions, trial.store), Identity("c", "s", "1")
+    task = replace(trial.task(effect), counted=True)
+    for expected in (Handled(), Duplicate()):
+        assert await starts.counted(identity, lambda: trial.attempts.once(task)) == expected
+        assert await starts.unfinished(identity) == 1
