@@ -44,6 +44,7 @@ STATE = "RELMSG_LOCAL_STATE"
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 90.0
+START_ATTEMPTS = 3
 STOP_SECONDS = 30.0
 SOCKET_PATH_BYTES = 107  # sun_path, less its terminating NUL
 
@@ -162,6 +163,17 @@ class Services:
         :raises ServicesError: if a service is missing and cannot be installed, or does not answer within 90 s.
         """
         postgres_bin, sbin = _binaries(self._report)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self._start(postgres_bin, sbin)
+                return
+            except ServicesError as error:
+                # Someone else took a port between our choosing it and its use.
+                if attempt == START_ATTEMPTS or not re.search("address already in use|eaddrinuse", str(error), re.I):
+                    raise
+                self._report("a port was taken meanwhile, trying others")
+
+    def _start(self, postgres_bin: Path, sbin: Path) -> None:
         begun = time.monotonic()
         user = _postgres_user()
         directory = _make_directory(user)
@@ -349,6 +361,19 @@ class Services:
                 raise ServicesError(f"{name} does not answer after {seconds:g} s; {_tail(log)}")
             time.sleep(0.05)
 
+    def _finish(self, name: str, process: dict[str, Any], log: Path) -> None:
+        """Wait until a child has ended with 0."""
+        child = self._children[process["id"]]
+        deadline = time.monotonic() + START_SECONDS
+        while child.poll() is None:
+            if self.asked_to_end is not None:
+                raise Interrupted(self.asked_to_end)
+            if time.monotonic() > deadline:
+                raise ServicesError(f"{name} is not done after {START_SECONDS:g} s; {_tail(log)}")
+            time.sleep(0.02)
+        if child.returncode != 0:
+            raise ServicesError(f"{name} failed; {_tail(log)}")
+
     # -- PostgreSQL, inside
 
     def _prepare_postgres(self, directory: Path, binaries: Path, user: str | None) -> None:
@@ -376,11 +401,7 @@ class Services:
         with self._changed() as state:
             state["postgres"] = postgres | {"initdb": self._spawn(initdb, log, **self._as_postgres(postgres))}
             initializing = state["postgres"]["initdb"]
-        self._await(
-            "initdb", {"id": os.getpid()}, lambda: not _alive(initializing, self._children), log, seconds=START_SECONDS
-        )
-        if self._children[initializing["id"]].returncode != 0:
-            raise ServicesError(f"initdb failed; {_tail(log)}")
+        self._finish("initdb", initializing, log)
         # A cluster whose socket path would be too long has none: TCP on the loopback is all we use.
         sockets = str(home) if len(f"{home}/.s.PGSQL.{port}") <= SOCKET_PATH_BYTES else ""
         with (home / "data" / "postgresql.conf").open("a") as conf:
@@ -915,9 +936,11 @@ def _run(command: Sequence[str], management: bool) -> int:
 
 
 def _has_terminal() -> bool:
+    """Whether Ctrl-C at our terminal reaches our child as well, as it does all of the foreground group."""
     try:
-        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-    except (OSError, ValueError):
+        with Path("/dev/tty").open("rb") as terminal:
+            return os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+    except OSError:
         return False
 
 

@@ -86,7 +86,7 @@ class Process:
         """The exit code, after everything it wrote has been read. :raises AssertionError: at the deadline."""
         try:
             async with asyncio.timeout(within):
-                code = await self._process.wait()
+                code = await self._ended()
         except TimeoutError:
             raise AssertionError(f"{self._name} is still running after {within:g} s\n{self._said()}") from None
         # A grandchild that holds the pipes open must not hold us up.
@@ -104,14 +104,21 @@ class Process:
         return await self.wait(within=within)
 
     async def reap(self) -> None:
-        """Leave nothing behind: neither a process nor a pipe nor a task."""
-        if self.returncode is None:
-            self.send(signal.SIGKILL)
-        await self._process.wait()
-        await asyncio.wait(self._pumps, timeout=0.5)
+        """Leave nothing behind: neither a process of its group, nor a pipe, nor a task."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # it began a session: its id is its group's, while any member lives
+        async with asyncio.timeout(10.0):
+            await self._ended()
+        await asyncio.wait(self._pumps, timeout=1.0)
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _ended(self) -> int:
+        # Not Process.wait(): that may wait for the pipes too, which a grandchild can hold open for ever.
+        while self._process.returncode is None:  # noqa: ASYNC110 (asyncio tells it by no event)
+            await asyncio.sleep(0.005)
+        return self._process.returncode
 
     async def _pump(self, stream: asyncio.StreamReader, lines: list[str]) -> None:
         async for line in stream:
@@ -172,6 +179,7 @@ class Processes:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 24,
+            start_new_session=True,  # Ctrl-C at our terminal is not theirs
         )
         process = Process(child, " ".join(map(str, command)))
         self._started.append(process)
