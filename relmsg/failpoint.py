@@ -53,18 +53,30 @@ def parse(text: str) -> dict[str, tuple[str, int]]:
     return armed
 
 
-_armed = parse(os.environ.get("RELMSG_FAILPOINTS", ""))
+_armed: dict[str, tuple[str, int]] | None = None
+
+
+def arm() -> dict[str, tuple[str, int]]:
+    """Read the environment, once; otherwise the first point that is passed does so.
+
+    :raises SettingsError: RELMSG_FAILPOINTS is malformed.
+    """
+    global _armed
+    if _armed is None:
+        _armed = parse(os.environ.get("RELMSG_FAILPOINTS", ""))
+    return _armed
 
 
 def reach(name: str) -> None:
     """Pass the point ``name``; does nothing unless the point is armed and its count is reached."""
-    if name not in _armed:
+    armed = arm() if _armed is None else _armed
+    if name not in armed:
         return
-    action, left = _armed[name]
+    action, left = armed[name]
     if left > 1:
-        _armed[name] = (action, left - 1)
+        armed[name] = (action, left - 1)
         return
-    del _armed[name]
+    del armed[name]
     sent = ACTIONS[action]
     if sent is None:
         raise FailpointReached(f"failpoint {name} reached")

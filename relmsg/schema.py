@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sqlalchemy import (
+    DDL,
     TIMESTAMP,
     BigInteger,
     Column,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    event,
     text,
 )
 from sqlalchemy.dialects.postgresql import BYTEA, JSONB, UUID
@@ -68,6 +70,12 @@ def _time(name: str, *, default: str | None = None, nullable: bool = True) -> Co
     return Column(name, TIMESTAMP(timezone=True), server_default=text(default) if default else None, nullable=nullable)
 
 
+def _storage(table: Table) -> None:
+    """Storage options by ALTER TABLE after CREATE TABLE: the argument postgresql_with is unknown to SQLAlchemy 2.0."""
+    options = ", ".join(f"{name} = {value}" for name, value in table.info["storage_options"].items())
+    event.listen(table, "after_create", DDL(f"ALTER TABLE %(fullname)s SET ({options})"))  # type: ignore[no-untyped-call]
+
+
 def _outbox_message(metadata: MetaData) -> Table:
     """A row is here until the broker has confirmed it.
 
@@ -103,8 +111,9 @@ def _outbox_message(metadata: MetaData) -> Table:
         Column("attempts", Integer, server_default=text("0"), nullable=False),
         Column("last_error", Text),
         _time("parked_at"),
-        postgresql_with=CHURN,
+        info={"storage_options": CHURN},
     )
+    _storage(table)
     waiting = table.c.parked_at.is_(None)
     Index("outbox_message_slot_id", table.c.slot, table.c.id, postgresql_where=waiting)
     Index(
@@ -158,7 +167,7 @@ def _inbox_attempt(metadata: MetaData) -> Table:
 
     First deliveries write none, so the healthy path pays nothing.
     """
-    return Table(
+    table = Table(
         "inbox_attempt",
         metadata,
         Column("consumer", Text, nullable=False),
@@ -167,5 +176,7 @@ def _inbox_attempt(metadata: MetaData) -> Table:
         Column("starts", Integer, server_default=text("1"), nullable=False),
         _time("first_at", default="now()", nullable=False),
         PrimaryKeyConstraint("consumer", "source", "message_id"),
-        postgresql_with=CHURN,
+        info={"storage_options": CHURN},
     )
+    _storage(table)
+    return table

@@ -101,6 +101,8 @@ class ConfirmChannel:
         async with self._opening:
             if self._channel is None or self._channel.is_closed:
                 self._channel = await self._connection.channel(confirms=True)
+            if self._connection.blocked:
+                raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
             return self._channel
 
     async def _send(self, items: Sequence[tuple[int, Publication]], *, first: bool) -> _Batch:

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import random
+import socket
+import struct
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -127,9 +129,13 @@ class Connection:
         """Cut the socket at once, leaving unsent bytes behind; a new connection follows.
 
         This is the only safe end after a missed confirm deadline: a frozen broker would otherwise execute, once it
-        thaws, every publish that still lies in the socket, the resent ones included (reliability P9).
+        thaws, every publish that still lies in the socket, the resent ones included (reliability P9). For the same
+        reason the socket ends by a reset (linger 0), which also empties the buffers of both kernels.
         """
         if self._transport is not None:
+            with contextlib.suppress(OSError):
+                stream = self._transport.get_extra_info("socket")
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
 
     async def close(self) -> None:

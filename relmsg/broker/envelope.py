@@ -16,6 +16,7 @@ from relmsg.telemetry import trace_headers
 
 MAX_BODY_BYTES = 1024 * 1024  # RabbitMQ 4 takes 16 MiB at most, and large bodies hurt everyone long before that
 MAX_SHORT_BYTES = 255  # AMQP 0-9-1, "shortstr"
+MAX_KEY_BYTES = 1024  # PostgreSQL indexes values up to 2,704 bytes and would fail the caller's INSERT beyond
 MAX_EXPIRATION_MS = 2**32 - 1  # RabbitMQ answers a larger one with a closed channel (406)
 
 SHORT_STRINGS = (
@@ -60,7 +61,7 @@ def seal(message: Message, *, source: str | None = None, max_body_bytes: int = M
     """
     body, content_type = encode_body(message.body)
     envelope = Envelope(
-        message_id=str(message.id),
+        message_id=str(message.id) if isinstance(message.id, UUID) else message.id,
         exchange=message.exchange,
         routing_key=message.routing_key,
         body=body,
@@ -92,8 +93,9 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
         _check_text("ordering_key", envelope.ordering_key)
         if not envelope.ordering_key:
             raise PropertyRefused("ordering_key is empty: leave it out, or give a key")
-    if envelope.timestamp is not None and envelope.timestamp.timestamp() < 0:
-        raise PropertyRefused("timestamp lies before 1970, which AMQP cannot express")
+        if (size := len(envelope.ordering_key.encode())) > MAX_KEY_BYTES:
+            raise PropertyRefused(f"ordering_key takes {size} bytes, at most {MAX_KEY_BYTES} may")
+    _check_timestamp(envelope.timestamp)
     if envelope.expiration_ms is not None and envelope.expiration_ms <= 0:
         raise ExpirationNotPositive(f"expiration is {envelope.expiration_ms} ms; {ExpirationNotPositive.__doc__}")
     if envelope.expiration_ms is not None and envelope.expiration_ms > MAX_EXPIRATION_MS:
@@ -133,12 +135,25 @@ def _milliseconds(expiration: timedelta | float | None) -> int | None:
 
 
 def _check_short(name: str, value: Any) -> None:
-    if value is None and name not in ("exchange", "routing_key"):
+    if value is None and name not in ("message_id", "exchange", "routing_key"):
         return
     _check_text(name, value)
     size = len(value.encode())
     if size > MAX_SHORT_BYTES:
         raise PropertyRefused(f"{name} takes {size} bytes, AMQP carries at most {MAX_SHORT_BYTES}")
+
+
+def _check_timestamp(value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, datetime):
+        raise PropertyRefused(f"timestamp is a datetime, not {type(value).__name__}")
+    try:
+        seconds = value.timestamp()
+    except (ValueError, OverflowError):  # a naive datetime at the very edge, which the local time zone pushes over
+        seconds = -1.0
+    if seconds < 0:
+        raise PropertyRefused("timestamp lies before 1970, which AMQP cannot express")
 
 
 def _check_text(name: str, value: Any) -> None:

@@ -16,14 +16,15 @@ from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge
 RESERVED = ("x-", "relmsg-", "CC", "BCC")
 MAX_NAME_BYTES = 128
 MAX_BYTES = 16 * 1024
-INT64 = range(-(2**63), 2**63)
+MAX_DEPTH = 32  # a decoder recurses for every level; past a few hundred, the consumer's own stack would end
 
 
 def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
     """Hold a publisher's headers against every rule; ``reserved_bytes`` are taken by what relmsg adds itself.
 
     :raises HeaderNameRefused: a name is reserved, empty or over 128 bytes.
-    :raises HeaderRefused: a value, at any depth, is not str, int (64 bit), bool, None, list or dict.
+    :raises HeaderRefused: a value, at any depth, is not str, int (64 bit), bool, None, list or dict; or lists and dicts
+        are nested more than 32 deep.
     :raises HeadersTooLarge: all of them together take more than 16 KiB.
     """
     if not isinstance(headers, Mapping):
@@ -33,7 +34,7 @@ def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
             raise HeaderNameRefused(
                 f"header {name!r}: names that begin with {', '.join(RESERVED)} belong to RabbitMQ and relmsg"
             )
-    _check_value("headers", headers)
+    _check_value("headers", dict(headers))
     size = encoded_size(headers) + reserved_bytes
     if size > MAX_BYTES:
         raise HeadersTooLarge(f"the headers take {size} bytes, at most {MAX_BYTES} may: put data into the body")
@@ -44,25 +45,28 @@ def encoded_size(headers: Mapping[str, Any]) -> int:
     return len(pamqp_encode.field_table(dict(headers)))
 
 
-def _check_value(path: str, value: Any) -> None:
+def _check_value(path: str, value: Any, depth: int = 0) -> None:
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):
         _check_text(path, value)
     elif isinstance(value, int):
-        if value not in INT64:
-            raise HeaderRefused(f"{path}: {value} does not fit into 64 bits; send it as a string")
+        # Compared, not looked up in a range: for a subclass such as IntEnum that would count through all of it.
+        if not -(2**63) <= value < 2**63:
+            raise HeaderRefused(f"{path}: an integer of {value.bit_length()} bits does not fit into 64: send a string")
     elif isinstance(value, float):
         raise HeaderRefused(
             f"{path}: a float would lose digits on the way (AMQP libraries send 32 bits): send a string"
         )
+    elif isinstance(value, list | dict) and depth > MAX_DEPTH:
+        raise HeaderRefused(f"{path[:64]}…: nested more than {MAX_DEPTH} deep: put data into the body")
     elif isinstance(value, list):
         for position, item in enumerate(value):
-            _check_value(f"{path}[{position}]", item)
-    elif isinstance(value, Mapping):
+            _check_value(f"{path}[{position}]", item, depth + 1)
+    elif isinstance(value, dict):
         for name, item in value.items():
             _check_name(path, name)
-            _check_value(f"{path}[{name!r}]", item)
+            _check_value(f"{path}[{name!r}]", item, depth + 1)
     else:
         raise HeaderRefused(f"{path}: a {type(value).__name__} cannot be sent; {HeaderRefused.__doc__}")
 

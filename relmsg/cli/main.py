@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from relmsg import failpoint
 from relmsg.cli import consume, database, errors, outbox, output, relay, topology
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
@@ -72,6 +73,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; errors are one line on stderr, never a traceback."""
     state: dict[str, Any] = {"debug": False}
     try:
+        failpoint.arm()
         command = typer.main.get_command(build())
         code = command.main(list(arguments), prog_name="relmsg", standalone_mode=False, obj=state)
         sys.stdout.flush()

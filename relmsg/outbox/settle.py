@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from relmsg.broker.confirm import publish_alone
 from relmsg.broker.connection import Connection
-from relmsg.broker.receipt import Nacked, NotConfirmed, Receipt
+from relmsg.broker.receipt import Nacked, NotConfirmed, Receipt, Unknown
 from relmsg.broker.wire import frames
 from relmsg.clock import Clock
 from relmsg.errors import BrokerAway, DatabaseAway, InvalidMessage
@@ -219,4 +219,7 @@ class Settler:
 
 
 def _why(receipt: Receipt) -> str:
+    """The reason for a row that was sent alone: a closed channel is then an answer, not a doubt."""
+    if isinstance(receipt, Unknown):
+        return str(receipt.cause)
     return receipt.reason if isinstance(receipt, NotConfirmed) else "confirmed"

@@ -354,3 +354,29 @@ async def test_what_is_wrong_at_the_start_is_told(database_url: str, amqp_url: s
             await Relay(settings).run(asyncio.Event())
         assert "secret" not in str(told.value)
         assert "\n" not in str(told.value)
+
+
+async def test_an_alarm_of_the_broker_is_waited_out(
+    engine: AsyncEngine, sessions: Sessions, database_url: str, amqp_url: str, broker: Broker, services: Any
+) -> None:
+    """P9: while the broker blocks publishing the relay feeds it nothing more, and goes on when the alarm is over."""
+    await broker.queue("q")
+    async with relaying(database_url, amqp_url) as relay:
+        await commit(sessions, *(to("q", str(n)) for n in range(100)))
+        await emptied(engine)
+        await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            await commit(sessions, *(to("q", str(n)) for n in range(100, 5000)))
+            blocked = relay._channel._connection
+
+            async def is_blocked() -> None:
+                assert blocked.blocked
+
+            await eventually(is_blocked)
+            assert await waiting(engine) >= 4900 - 2 * 500
+        finally:
+            await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
+        await emptied(engine)
+    got = Counter(int(each.body) for each in await broker.drain("q"))
+    assert set(got) == set(range(5000))
+    assert max(got.values()) <= 2
