@@ -80,7 +80,8 @@ class Gate:
                 result = await work()
                 if not isinstance(result, Unsettled):
                     return result
-                self._shut(result.cause)
+                if wanted():
+                    self._shut(result.cause)
                 continue
             async with self._turn():
                 if self.is_open or not wanted():

@@ -105,6 +105,8 @@ class _Journey:
 
         async def around(attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
             async with slot():
+                if not self._wanted():  # lost while it waited: handling it now would only make a duplicate (C9)
+                    return Unsettled(DeliveryGone())
                 return await (self._worker.starts.counted(identity, attempt) if unfinished else attempt())
 
         return around
