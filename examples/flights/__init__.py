@@ -1,0 +1,1 @@
+"""Two services, two databases, 27,004 real flights: see README.md."""
