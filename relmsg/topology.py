@@ -172,12 +172,12 @@ class Queue:
             return
         if exchange:
             _check_name("exchange", exchange, reserved=True)
-        if key is not None and len(key.encode()) > MAX_NAME_BYTES:
-            raise UsageError(f"{self}: the dead_letter_routing_key is over {MAX_NAME_BYTES} bytes")
         if exchange == ERROR_EXCHANGE:
             error_queue_name(self.name)
             if key is None:
                 raise UsageError(f"{self}: dead-lettering to {ERROR_EXCHANGE} needs a dead_letter_routing_key")
+        if key is not None and len(key.encode()) > MAX_NAME_BYTES:
+            raise UsageError(f"{self}: the dead_letter_routing_key is over {MAX_NAME_BYTES} bytes")
 
     def _own(self, binding: Binding) -> Binding:
         if binding.queue not in ("", self.name):

@@ -15,10 +15,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from relmsg.broker.connection import Connection
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
 from relmsg.broker.error_queue import ErrorQueue, Stayed
-from relmsg.cli import options, output
+from relmsg.cli import brief, options, output
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.settings import Settings
 
@@ -229,7 +228,7 @@ async def _browse(settings: Settings, queue: str, wanted: ErrorFilter, limit: in
 
 @asynccontextmanager
 async def _error_queue(settings: Settings, queue: str) -> AsyncIterator[ErrorQueue]:
-    async with Connection(settings.broker(), name="relmsg errors") as connection:
+    async with brief.connection(settings, "relmsg errors") as connection:
         errors = await ErrorQueue.of(connection, queue)
         if hazard := await errors.hazard():
             output.complain(f"take care: {hazard}")

@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from relmsg.broker import declare as broker
-from relmsg.broker.connection import Connection
-from relmsg.cli import options, output
+from relmsg.cli import brief, options, output
 from relmsg.cli.target import load_target
 from relmsg.settings import Settings
 from relmsg.topology import Topology
@@ -69,10 +68,10 @@ def check(
 
 
 async def _declare(settings: Settings, topology: Topology) -> None:
-    async with Connection(settings.broker(), name="relmsg topology declare") as connection:
+    async with brief.connection(settings, "relmsg topology declare") as connection:
         await broker.declare(connection, topology)
 
 
 async def _check(settings: Settings, topology: Topology) -> broker.Differences:
-    async with Connection(settings.broker(), name="relmsg topology check") as connection:
+    async with brief.connection(settings, "relmsg topology check") as connection:
         return await broker.check(connection, topology, settings.management_url)
