@@ -17,6 +17,7 @@ from relmsg.telemetry import trace_headers
 MAX_BODY_BYTES = 1024 * 1024  # RabbitMQ 4 takes 16 MiB at most, and large bodies hurt everyone long before that
 MAX_SHORT_BYTES = 255  # AMQP 0-9-1, "shortstr"
 MAX_KEY_BYTES = 1024  # PostgreSQL indexes values up to 2,704 bytes and would fail the caller's INSERT beyond
+MAX_TIMESTAMP = 2**32 - 1  # pamqp reads a larger number of seconds as milliseconds
 MAX_EXPIRATION_MS = 2**32 - 1  # RabbitMQ answers a larger one with a closed channel (406)
 
 SHORT_STRINGS = (
@@ -152,8 +153,8 @@ def _check_timestamp(value: Any) -> None:
         seconds = value.timestamp()
     except (ValueError, OverflowError):  # a naive datetime at the very edge, which the local time zone pushes over
         seconds = -1.0
-    if seconds < 0:
-        raise PropertyRefused("timestamp lies before 1970, which AMQP cannot express")
+    if not 0 <= seconds <= MAX_TIMESTAMP:
+        raise PropertyRefused("timestamp lies before 1970 or after 2106: AMQP clients would read another time")
 
 
 def _check_text(name: str, value: Any) -> None:
