@@ -1,0 +1,149 @@
+"""Message and AMQP: what is sent is what arrives."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from aiormq.abc import DeliveredMessage
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pamqp import commands, frame
+from pamqp.body import ContentBody
+from pamqp.header import ContentHeader
+
+from relmsg.broker.envelope import Envelope, check
+from relmsg.broker.headers import RESERVED
+from relmsg.broker.wire import Publication, frames, publication, received
+from relmsg.errors import InvalidMessage
+
+SMALLEST_FRAME_MAX = 4096  # AMQP 0-9-1, 4.2.3
+
+
+def utf8(least: int, most_bytes: int) -> st.SearchStrategy[str]:
+    """Text without NUL and surrogates, at most ``most_bytes`` long as UTF-8."""
+    characters = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
+    return st.text(characters, min_size=least, max_size=most_bytes).filter(lambda t: len(t.encode()) <= most_bytes)
+
+
+NAMES = utf8(1, 128)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | utf8(0, 300),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=4),
+    max_leaves=12,
+)
+HEADERS = st.dictionaries(NAMES.filter(lambda name: not name.startswith(RESERVED)), VALUES, max_size=6)
+OPTIONAL = st.none() | utf8(1, 255)
+ENVELOPES = st.builds(
+    Envelope,
+    message_id=utf8(1, 255),
+    exchange=utf8(0, 255),
+    routing_key=utf8(0, 255),
+    body=st.binary(max_size=300) | st.integers(0, 3 * SMALLEST_FRAME_MAX).map(lambda n: b"\xce" * n),
+    type=OPTIONAL,
+    source=OPTIONAL,
+    ordering_key=st.none() | utf8(1, 300),
+    headers=HEADERS,
+    content_type=OPTIONAL,
+    content_encoding=OPTIONAL,
+    correlation_id=OPTIONAL,
+    reply_to=OPTIONAL,
+    expiration_ms=st.none() | st.integers(1, 2**32 - 1),
+    timestamp=st.none()
+    | st.datetimes(datetime(1970, 1, 1), datetime(2106, 1, 1), timezones=st.just(UTC)).map(
+        lambda moment: moment.replace(microsecond=0)
+    ),
+)
+
+
+def parsed(data: bytes) -> tuple[commands.Basic.Publish, ContentHeader, list[bytes], list[int]]:
+    """What pamqp reads out of the bytes of one publish, with the sizes of the frames."""
+    read, sizes = [], []
+    while data:
+        size, channel, part = frame.unmarshal(data)
+        assert channel == 7
+        read.append(part)
+        sizes.append(size)
+        data = data[size:]
+    publish, header, *bodies = read
+    assert isinstance(publish, commands.Basic.Publish)
+    assert isinstance(header, ContentHeader)
+    assert all(isinstance(part, ContentBody) for part in bodies)
+    return publish, header, [part.value for part in bodies], sizes
+
+
+def typed(value: object) -> object:
+    """The value with the type of each part beside it: in Python True == 1."""
+    if isinstance(value, dict):
+        return {name: typed(item) for name, item in value.items()}
+    return [typed(item) for item in value] if isinstance(value, list) else (type(value), value)
+
+
+def bare(body: bytes) -> Envelope:
+    return Envelope(message_id="m", exchange="e", routing_key="r", headers={}, body=body)
+
+
+@given(ENVELOPES)
+@example(bare(b""))
+@example(bare(b"x" * (SMALLEST_FRAME_MAX - 8)))
+@example(bare(b"x" * (SMALLEST_FRAME_MAX - 7)))
+@example(bare(b"x" * 2 * (SMALLEST_FRAME_MAX - 8)))
+def test_what_is_sent_is_what_arrives(envelope):
+    """Any envelope that keeps the rules goes over the wire, body in frames of any size, and comes back unchanged."""
+    check(envelope)
+    publish, header, bodies, sizes = parsed(frames(publication(envelope), 7, SMALLEST_FRAME_MAX))
+    assert publish.mandatory
+    assert not publish.immediate
+    assert (publish.exchange, publish.routing_key) == (envelope.exchange, envelope.routing_key)
+    assert header.body_size == len(envelope.body)
+    assert all(size <= SMALLEST_FRAME_MAX for size in sizes[2:])
+    assert len(bodies) == -(-len(envelope.body) // (SMALLEST_FRAME_MAX - 8))
+    assert (header.properties.delivery_mode, header.properties.priority) == (2, 0)
+    expiration = envelope.expiration_ms
+    assert (header.properties.expiration or None) == (None if expiration is None else str(expiration))
+
+    deliver = commands.Basic.Deliver("tag", 1, False, "", envelope.routing_key)
+    deliver.exchange = envelope.exchange  # as pamqp does when it reads a frame: its own rules hold for writing only
+    message = received(DeliveredMessage(delivery=deliver, header=header, body=b"".join(bodies), channel=None))
+    headers = dict(message.headers)
+    if envelope.ordering_key is not None:
+        assert headers.pop("relmsg-key") == envelope.ordering_key
+    assert headers == envelope.headers
+    assert typed(headers) == typed(envelope.headers), "a bool stays a bool, an int an int"
+    for name in ("type", "source", "content_type", "content_encoding", "correlation_id", "reply_to"):
+        assert (getattr(message, name) or None) == getattr(envelope, name), name
+    for name in ("body", "exchange", "routing_key", "ordering_key", "timestamp"):
+        assert getattr(message, name) == getattr(envelope, name), name
+    assert message.id == envelope.message_id
+
+
+@pytest.mark.parametrize("value", [object(), b"bytes", 2**70, "\ud800", 1e300])
+def test_what_cannot_be_encoded_is_an_invalid_message(value):
+    """P7: whatever error the encoder has for a value, it becomes InvalidMessage, with the message's id."""
+    publish = Publication("the-id", "e", "r", commands.Basic.Properties(headers={"a": value}), b"")
+    with pytest.raises(InvalidMessage, match="the-id cannot be encoded"):
+        frames(publish, 1, 131_072)
+
+
+@pytest.mark.parametrize("name", ["e" * 256, "ä" * 128])
+def test_a_name_that_is_too_long_is_an_invalid_message(name):
+    """An exchange or routing key over 255 bytes cannot be encoded, not even cut."""
+    for exchange, key in ((name, "r"), ("e", name)):
+        with pytest.raises(InvalidMessage, match="cannot be encoded"):
+            frames(Publication("m", exchange, key, commands.Basic.Properties(), b""), 1, 131_072)
+
+
+def test_a_delivery_without_anything_is_still_a_message():
+    """A publisher that sends no property at all is understood: nothing is made up."""
+    deliver = commands.Basic.Deliver("tag", 1, False, "", "q")
+    message = received(DeliveredMessage(delivery=deliver, header=ContentHeader(), body=b"x", channel=None))
+    assert (message.id, message.type, message.source, message.ordering_key) == ("", None, None, None)
+    assert (message.body, message.headers, message.routing_key, message.timestamp) == (b"x", {}, "q", None)
+
+
+@pytest.mark.parametrize("key", [7, "", None, ["k"]])
+def test_a_foreign_key_header_is_not_believed(key):
+    """A relmsg-key header that is not a non-empty string is no ordering key."""
+    header = ContentHeader(properties=commands.Basic.Properties(headers={"relmsg-key": key}))
+    deliver = commands.Basic.Deliver("tag", 1, False, "", "q")
+    assert received(DeliveredMessage(delivery=deliver, header=header, body=b"", channel=None)).ordering_key is None
