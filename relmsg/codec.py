@@ -32,7 +32,7 @@ def encode_body(body: object) -> tuple[bytes, str]:
             return body.model_dump_json().encode(), JSON  # type: ignore[attr-defined]
         if isinstance(body, dict | list | tuple | msgspec.Struct) or dataclasses.is_dataclass(body):
             return msgspec.json.encode(body, enc_hook=_encode_pydantic), JSON
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BodyNotEncodable(f"the body cannot be encoded: {error}") from error
     raise BodyNotEncodable(
         f"a body of type {type(body).__name__} cannot be sent: give bytes, str, dict, list, a dataclass, "
@@ -74,5 +74,5 @@ def _encode_pydantic(value: Any) -> Any:
 def _decode(decode: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return decode(body)
-    except (ValueError, RecursionError) as error:  # msgspec, pydantic and Unicode errors are ValueErrors
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Undecodable(f"the body is not what the handler expects: {error}") from error
