@@ -8,11 +8,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LOWEST := .venv-lowest
 LOCAL  := $(BIN)/python compose/local.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check lint types layers services clean
+.PHONY: help demo test lowest check lint types layers services clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,12 @@ demo: $(STAMP) ## run the example on services of its own
 
 test: $(STAMP) ## run every test on services of its own; ARGS="-k outbox -x" is passed to pytest
 	@$(LOCAL) run -- $(BIN)/python -m pytest $(ARGS)
+
+# What leans hardest on other libraries; the whole suite runs on the newest ones.
+LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,outbox_publish.py wrap.py inbox.py relay.py)
+
+lowest: $(LOWEST)/.installed ## run the core tests on the oldest libraries we promise to work with
+	@$(LOWEST)/bin/python compose/local.py run -- $(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) $(ARGS)
 
 check: lint types layers ## lint, types and layers
 
@@ -39,7 +46,7 @@ services: $(STAMP) ## PostgreSQL and RabbitMQ until Ctrl-C; ARGS=--management fo
 	@$(LOCAL) up $(ARGS)
 
 clean: ## remove .venv, caches and what local services left
-	rm -rf $(VENV) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(VENV) $(LOWEST) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian keeps ensurepip in a package of its own. pip reads [dependency-groups] since 25.1.
@@ -58,4 +65,12 @@ $(STAMP): pyproject.toml
 	@echo "installing relmsg and what its tests need into $(VENV)"
 	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
+	@[ -x $(LOWEST)/bin/python ] || $(PYTHON) -m venv $(LOWEST)
+	@echo "installing the oldest libraries into $(LOWEST)"
+	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic]' \
+	  pytest pytest-asyncio hypothesis
 	@touch $@
