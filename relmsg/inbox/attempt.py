@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -34,9 +35,11 @@ from relmsg.inbox.outcome import (
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn
-from relmsg.inbox.trouble import is_away, is_contention
+from relmsg.inbox.trouble import brief, is_away, is_contention
 from relmsg.message import Message
 from relmsg.retry import Retry
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,13 @@ class Attempts:
             if delay is None:
                 return replace(outcome, attempts=attempt)
             self._metrics.retried(task.handler)
+            log.info(
+                "message %s: attempt %d failed, the next in %.2f s: %s",
+                task.identity.message_id,
+                attempt,
+                delay,
+                brief(outcome.error),
+            )
             with self._rest():
                 await self._clock.sleep(delay)
             spent += delay

@@ -18,6 +18,7 @@ from relmsg.inbox.worker import Worker
 log = logging.getLogger(__name__)
 
 STUCK_SECONDS = 60.0
+GOODBYE_SECONDS = 1.0  # for the rollback of what was cancelled
 
 
 class Consumer:
@@ -105,9 +106,10 @@ class Consumer:
                 ended.result()
 
     async def _drain(self) -> None:
-        await asyncio.gather(*(subscriber.stop() for subscriber in self._subscribers))
+        stopping = [asyncio.create_task(subscriber.stop()) for subscriber in self._subscribers]
         self._lanes.drop_waiting()
         self._rest.end()
+        await asyncio.gather(*stopping)
         if running := self._lanes.tasks:
             log.info("%s: waiting for %d handlers to finish", self._name, len(running))
             _, late = await asyncio.wait(running, timeout=self._drain_seconds)
@@ -115,7 +117,7 @@ class Consumer:
                 task.cancel("the time to drain is over")
             if late:
                 log.warning("%s: cancelled %d handlers, their messages come again", self._name, len(late))
-                await asyncio.wait(late, timeout=1.0)
+                await asyncio.wait(late, timeout=GOODBYE_SECONDS)
         await asyncio.gather(*(subscriber.close() for subscriber in self._subscribers))
 
     async def _beat(self) -> None:

@@ -17,10 +17,6 @@ class Registry:
         """The queues to be consumed, in the order in which they were first named."""
         return list(dict.fromkeys(queue for queue, _ in self._handlers))
 
-    def consumers(self, queue: str) -> list[str]:
-        """The names under which the messages of a queue are remembered."""
-        return sorted({handler.consumer for handler in self._handlers.values() if handler.queue == queue})
-
     def add(self, handler: Handler) -> None:
         """Register a handler.
 

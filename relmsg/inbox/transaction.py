@@ -17,8 +17,8 @@ from relmsg.inbox.trouble import sqlstate
 
 FAILED_TRANSACTION = "25P02"
 
-# The last error on each connection, the swallowed ones included; kept by a listener on the engines we have met.
-_errors: WeakKeyDictionary[Connection, BaseException] = WeakKeyDictionary()
+# Whose turn it is on a connection, for the listener on the engines we have met.
+_turns: WeakKeyDictionary[Connection, HandlersTurn] = WeakKeyDictionary()
 _watched: WeakSet[Engine] = WeakSet()
 
 
@@ -33,10 +33,12 @@ class HandlersTurn:
         self._ours = transaction.sync_transaction
         self._connection = connection
         self._refused = False
-        watch(connection.engine)
-        _errors.pop(connection, None)
+        self.database_error: BaseException | None = None
+        """The last error of a statement in this turn, whether or not the handler let it through."""
 
     def __enter__(self) -> Self:
+        _watch(self._connection.engine)
+        _turns[self._connection] = self
         event.listen(self._session.sync_session, "before_commit", self._refuse)
         return self
 
@@ -44,11 +46,7 @@ class HandlersTurn:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         event.remove(self._session.sync_session, "before_commit", self._refuse)
-
-    @property
-    def database_error(self) -> BaseException | None:
-        """The last error of a statement in this transaction, whether or not the handler let it through."""
-        return _errors.get(self._connection)
+        del _turns[self._connection]
 
     async def check(self) -> None:
         """Write what is pending, and see whether our commit would still commit everything.
@@ -87,14 +85,13 @@ class HandlersTurn:
             raise HandlerEndedTransaction
 
 
-def watch(engine: Engine) -> None:
-    """Have the errors of an engine's connections remembered."""
+def _watch(engine: Engine) -> None:
     if engine not in _watched:
         _watched.add(engine)
         event.listen(engine, "handle_error", _remember)
 
 
 def _remember(context: ExceptionContext) -> None:
-    error = context.sqlalchemy_exception or context.original_exception
-    if context.connection is not None and isinstance(error, Exception):
-        _errors[context.connection] = error
+    turn = _turns.get(context.connection) if context.connection is not None else None
+    if turn is not None:
+        turn.database_error = context.sqlalchemy_exception or context.original_exception

@@ -16,7 +16,8 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from compose.local import Services
-from relmsg.broker.subscriber import QueueMissing
+from relmsg.broker.connection import Connection
+from relmsg.broker.subscriber import Delivery, QueueMissing, Subscriber
 from relmsg.database import create_engine
 from relmsg.errors import AccessRefused, BrokerAway, DatabaseAway, SchemaError
 from relmsg.inbox.inbox import Inbox
@@ -621,6 +622,44 @@ async def test_a_deleted_queue_is_waited_for(
         await eventually(goes_on, within=30)
         await place(broker, "7")
         await settled(inbox, handled=1)
+
+
+async def test_a_delivery_cannot_be_acked_twice_or_too_late(broker: Broker, amqp_url: str, queue: str) -> None:
+    """The second ack, and one after the channel is gone, are answered with False and never sent (B16)."""
+    came: list[Delivery] = []
+
+    def two() -> None:
+        assert len(came) == 2
+
+    await place(broker, "1", "2")
+    async with Connection([amqp_url]) as connection:
+        subscriber = Subscriber(connection, queue, came.append, prefetch=5)
+        await subscriber.start()
+        await eventually(two)
+        assert [await came[0].ack(), await came[0].ack()] == [True, False]
+        assert subscriber.is_consuming
+        await subscriber.close()
+        assert came[1].is_stale
+        assert await came[1].ack() is False
+    assert await left(broker) == 1
+
+
+async def test_a_cancelled_wait_of_one_handler_leaves_the_channel_alone(
+    inbox: Inbox, sessions: Any, broker: Broker, amqp_url: str, queue: str
+) -> None:
+    """Handlers that time out do not cost the others their channel or their acks."""
+
+    @inbox.handler("order.placed", queue=QUEUE, timeout=0.05, retry=Retry(attempts=1))
+    async def handle(message: Message, session: AsyncSession) -> None:
+        await effect(session, message)
+        if message.id == "slow":
+            await asyncio.sleep(30)
+
+    await place(broker, "slow", *map(str, range(20)), "slow")
+    async with running(inbox, amqp_url):
+        await settled(inbox, handled=20, failed=2)
+    assert sorted(await effects(sessions)) == sorted(map(str, range(20)))
+    assert [copy.headers["relmsg-error-reason"] for copy in await in_errors(broker, 2)] == ["handler_timeout"] * 2
 
 
 async def test_a_missing_queue_is_told_at_the_start(inbox: Inbox, broker: Broker, amqp_url: str) -> None:

@@ -22,6 +22,7 @@ from relmsg.inbox.rest import Rest
 from relmsg.inbox.starts import Starts
 from relmsg.inbox.store import Store
 from relmsg.message import Message
+from relmsg.outbox.publish import Outbox
 from relmsg.retry import Retry
 
 Function = Callable[..., Awaitable[object]]
@@ -83,6 +84,28 @@ async def test_a_message_takes_effect_once(trial: Trial) -> None:
     assert await trial.handle(effect) == Handled(attempts=1)
     assert await trial.handle(effect) == Duplicate()
     assert await trial.committed() == (1, 1)
+
+
+async def test_what_a_handler_publishes_commits_with_its_effect(trial: Trial) -> None:
+    """Messages that a handler puts into the outbox are there exactly if its effect is."""
+    outbox, broken = Outbox(source="billing"), True
+
+    async def forward(session: AsyncSession, message: Message) -> None:
+        await effect(session, message)
+        await outbox.publish(session, Message(exchange="shop", routing_key="paid", body={"id": 7}))
+        if broken:
+            raise ValueError("after publishing")
+
+    async def published() -> int:
+        async with trial.sessions() as session:
+            return int(await session.scalar(text("SELECT count(*) FROM relmsg.outbox_message")) or 0)
+
+    await trial.handle(forward)
+    assert (await published(), await trial.committed()) == (0, (0, 0))
+    broken = False
+    for _ in range(2):
+        await trial.handle(forward)
+        assert (await published(), await trial.committed()) == (1, (1, 1))
 
 
 async def test_ten_copies_at_once_take_effect_once(trial: Trial) -> None:
