@@ -73,6 +73,8 @@ def reply_code(error: BaseException | None) -> int | None:
 
 def translate(error: BaseException) -> RelmsgError:
     """The relmsg error for whatever the AMQP library raised."""
+    if isinstance(error, asyncio.CancelledError):
+        return BrokerAway("the connection to RabbitMQ was lost")
     text = _text(error)
     if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
         return AccessRefused(f"RabbitMQ refused the login: check user and password in RELMSG_AMQP_URL ({text})")
