@@ -57,7 +57,7 @@ def test_the_reply_code_of_an_error(error, code):
         (amqp.ConnectionClosed(320, "CONNECTION_FORCED"), BrokerAway, "CONNECTION_FORCED"),
         (amqp.AMQPConnectionError(111, "Connect call failed"), BrokerAway, "Connect call failed"),
         (amqp.ChannelInvalidStateError("closed"), BrokerAway, "closed"),
-        (asyncio.CancelledError(), BrokerAway, "CancelledError"),
+        (asyncio.CancelledError(), BrokerAway, "connection to RabbitMQ was lost"),
         (RuntimeError(), BrokerAway, "RuntimeError"),
         (OSError(104, "Connection reset by peer"), BrokerAway, "reset by peer"),
         (amqp.ChannelNotFoundEntity("NOT_FOUND - no exchange"), BrokerRefused, "404.*no exchange"),
