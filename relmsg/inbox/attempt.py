@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.clock import Clock
@@ -35,11 +35,14 @@ from relmsg.inbox.outcome import (
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn
-from relmsg.inbox.trouble import brief, is_away, is_contention
+from relmsg.inbox.trouble import answering, brief, is_away, is_contention
 from relmsg.message import Message
 from relmsg.retry import Retry
 
 log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 10.0
+PATIENCE_SECONDS = 3600.0  # for the copies of a message whose handler has no timeout
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,22 +140,24 @@ class Attempts:
         return outcome
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
-        transaction = await session.begin()
-        connection = await session.connection()
-        reach("consumer.before_inbox_row")
-        is_first = await self._store.once(session, task.identity)
-        if task.counted:
-            await self._store.forget_starts(session, task.identity)
-        if not is_first:
-            await transaction.commit()
-            return Duplicate()
+        # A copy of the message may be under way elsewhere: our INSERT rightly waits as long as *its* handler may take.
+        patience = ANSWER_SECONDS + (task.handler.timeout or PATIENCE_SECONDS)
+        async with answering(patience):
+            transaction = await session.begin()
+            connection = await session.connection()
+            reach("consumer.before_inbox_row")
+            is_first = await self._store.once(session, task.identity)
+            if not is_first:
+                await self._commit(task, session, transaction)
+                return Duplicate()
         assert connection.sync_connection is not None
         turn = HandlersTurn(session, transaction, connection.sync_connection)
         error = await self._run(task, session, turn)
         if error is None:
             reach("consumer.before_commit")
             try:
-                await transaction.commit()
+                async with answering(patience):
+                    await self._commit(task, session, transaction)
             except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
                 error = failed
         if error is None:
@@ -161,6 +166,13 @@ class Attempts:
             if each is not None and is_away(each):
                 return Unsettled(each)
         return Failed(error, REASONS.get(type(error), "handler_failed"))
+
+    async def _commit(self, task: Task, session: AsyncSession, transaction: AsyncSessionTransaction) -> None:
+        """Commit, and with it the end of the message's starts. Not earlier: that would lock their row for as long as the
+        handler runs, and the start of a redelivered copy would wait for it."""
+        if task.counted:
+            await self._store.forget_starts(session, task.identity)
+        await transaction.commit()
 
     async def _run(self, task: Task, session: AsyncSession, turn: HandlersTurn) -> BaseException | None:
         """Let the handler do its work; what it raised, or what makes its work impossible to commit."""

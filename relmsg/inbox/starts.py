@@ -17,11 +17,12 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Duplicate, Handled, Outcome, Unsettled
 from relmsg.inbox.store import Store
-from relmsg.inbox.trouble import brief
+from relmsg.inbox.trouble import answering, brief
 
 log = logging.getLogger(__name__)
 
 UNFINISHED_ALLOWED = 3
+ANSWER_SECONDS = 10.0
 
 
 class Forgotten:
@@ -39,7 +40,7 @@ class Starts:
     async def unfinished(self, identity: Identity) -> int | Unsettled:
         """How many starts of a redelivered message have ended without a word, the first, unrecorded one included."""
         try:
-            async with self._sessions() as session:
+            async with answering(ANSWER_SECONDS), self._sessions() as session:
                 return 1 + await self._store.starts(session, identity)
         except Exception as error:  # noqa: BLE001 - our own statement: never the message's fault
             return Unsettled(error)
@@ -65,7 +66,7 @@ class Starts:
     async def forget(self, identity: Identity) -> Forgotten | Unsettled:
         """The message has come to an end; should it come again, it starts afresh."""
         try:
-            async with self._sessions() as session, session.begin():
+            async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.forget_starts(session, identity)
         except Exception as error:  # noqa: BLE001 - as above
             return Unsettled(error)
@@ -74,13 +75,13 @@ class Starts:
 
     async def _begin(self, identity: Identity) -> None:
         if identity not in self._owed:
-            async with self._sessions() as session, session.begin():
+            async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.start(session, identity)
         self._owed.discard(identity)
 
     async def _take_back(self, identity: Identity) -> None:
         try:
-            async with self._sessions() as session, session.begin():
+            async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.take_back_start(session, identity)
         except Exception as error:  # noqa: BLE001 - what is recorded stands for the next start
             self._owed.add(identity)

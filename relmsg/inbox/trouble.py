@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 from sqlalchemy.exc import DBAPIError
 
@@ -42,6 +44,22 @@ def sqlstate(error: BaseException) -> str | None:
     told = error.orig if isinstance(error, DBAPIError) else error
     code = getattr(told, "sqlstate", None)
     return code if isinstance(code, str) else None
+
+
+@asynccontextmanager
+async def answering(within: float) -> AsyncIterator[None]:
+    """Bound the wait for statements of ours: a network that swallows packets never raises anything by itself.
+
+    :raises DatabaseAway: no answer within so many seconds.
+    """
+    limit = asyncio.timeout(within)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise DatabaseAway(f"PostgreSQL has not answered for {within:g} s") from error
 
 
 def brief(error: BaseException) -> str:

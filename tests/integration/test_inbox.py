@@ -24,6 +24,7 @@ from relmsg.inbox.store import Store
 from relmsg.message import Message
 from relmsg.outbox.publish import Outbox
 from relmsg.retry import Retry
+from tests.support.proxy import Proxy
 
 Function = Callable[..., Awaitable[object]]
 QUICK = Retry(attempts=3, base=0.001, cap=0.001)
@@ -385,6 +386,26 @@ async def test_a_missing_table_of_ours_is_waited_for(trial: Trial) -> None:
     async with trial.sessions() as session, session.begin():
         await session.execute(text("ALTER TABLE relmsg.inbox_message RENAME TO away"))
     assert isinstance(await trial.once(effect), Unsettled)
+
+
+async def test_a_database_that_swallows_packets_is_away(
+    database_url: str, trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is refused and nothing answers, our statements have a deadline, and no attempt is spent."""
+    monkeypatch.setattr("relmsg.inbox.attempt.ANSWER_SECONDS", 0.2)
+    async with Proxy.before(database_url) as proxy:
+        far = create_engine(proxy.through(database_url))
+        through = Trial(async_sessionmaker(far))
+        assert isinstance(await through.once(effect, "1"), Handled)
+        proxy.blackhole()
+        outcome = await through.once(effect, "2", timeout=0.2)
+        assert isinstance(outcome, Unsettled)
+        assert "has not answered for 0.4 s" in str(outcome.cause)
+        proxy.heal()
+        proxy.reset()
+        assert await through.handle(effect, "2", retry=Retry(attempts=1)) == Handled(attempts=1)
+        await far.dispose()
+    assert await trial.committed() == (2, 2)
 
 
 async def test_ids_are_remembered_as_they_came(trial: Trial) -> None:
