@@ -19,7 +19,7 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 import aio_pika
-from aio_pika.exceptions import ChannelClosed
+from aio_pika.exceptions import AMQPError, ChannelNotFoundEntity
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -31,6 +31,7 @@ from examples.flights.flight import Flight, read
 from examples.flights.stage import Actor, DemoFailed, Stage
 from examples.flights.topology import AIRCRAFT_QUEUE, FLIGHTS
 
+QUEUES = (AIRCRAFT_QUEUE, f"{AIRCRAFT_QUEUE}.errors")
 DEADLINE = 300.0  # a slow machine is no failure of the messages; on two cores it takes about a minute
 RELAY = ("relay",)
 CONSUME = ("consume", "examples.flights.aircraft:inbox")
@@ -114,8 +115,9 @@ class Demo:
             stage.database("departures", departures.metadata), stage.database("aircraft", aircraft.metadata)
         )
         self.account = Account(self.departures, self.aircraft)
-        await stage.run("topology", "declare", "examples.flights.topology:topology")
         await self._refuse_leftovers()
+        stage.at_the_end(self._delete_queues)
+        await stage.run("topology", "declare", "examples.flights.topology:topology")
         relay, consumer = await asyncio.gather(self._relay(), self._consumer())
         show.say("databases migrated, topology declared; relay and consumer are running")
         count = ["--flights", str(len(self.flights))]
@@ -132,7 +134,7 @@ class Demo:
     # -- the accidents ------------------------------------------------------------------------------------------------
 
     async def _accidents(self, relay: Actor, consumer: Actor) -> None:
-        await self._until(self._begun, "messages are handled")
+        await self._until(self._begun, "messages are published")
         caught = await self._kill(relay, self.account.in_outbox)
         self.show.say(f"relay killed (SIGKILL) with {caught:,} messages in the outbox, some of them under way")
         left = await self.account.in_outbox()
@@ -155,18 +157,18 @@ class Demo:
             return await self.account.handled() >= enough
 
         await self._until(handled_enough, "the consumer goes on")
+        await consumer.ask()  # for the last time: what it has counted dies with it
         caught = await self._kill(consumer, self.account.open_transactions)
         self.show.say(f"consumer killed (SIGKILL) with {caught} transactions open")
         await self._consumer()
         self.show.say("consumer started again")
 
     async def _begun(self) -> bool:
-        return await self.account.handled() > len(self.flights) // 50
+        return await self.account.published() > len(self.flights) // 20
 
     async def _kill(self, actor: Actor, under_way: Callable[[], Awaitable[int]]) -> int:
         """Kill a process while it has work under way; returns how much. It is halted first, so that this is certain."""
         while True:
-            await actor.ask()
             actor.send(signal.SIGSTOP)
             caught = await under_way()
             if caught:
@@ -175,7 +177,6 @@ class Demo:
             actor.send(signal.SIGCONT)
             if await self._is_over():
                 raise DemoFailed(f"{actor.name} could not be killed at work: nothing was left to do")
-            await asyncio.sleep(0.01)
 
     async def _restart_broker(self) -> None:
         services = self.stage.services
@@ -204,7 +205,7 @@ class Demo:
         while not await holds():
             if await self._is_over():
                 raise DemoFailed(f"waited for this in vain: {what}")
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
 
     async def _is_over(self) -> bool:
         """Whether all there will ever be has been handled."""
@@ -261,19 +262,19 @@ class Demo:
             return (await channel.declare_queue(queue, passive=True)).declaration_result.message_count or 0
 
     async def _refuse_leftovers(self) -> None:
-        for queue in (AIRCRAFT_QUEUE, f"{AIRCRAFT_QUEUE}.errors"):
-            if left := await self._ready(queue):
-                raise DemoFailed(f"queue {queue} holds {left} messages of an earlier run: delete it first")
+        """What is in our queues already would be counted as ours."""
+        for queue in QUEUES:
+            with suppress(ChannelNotFoundEntity):
+                if left := await self._ready(queue):
+                    raise DemoFailed(f"queue {queue} holds {left} messages of something else: delete it first")
 
-
-async def _delete_queues(amqp_url: str) -> None:
-    """Leave a broker that is not ours as it was."""
-    with suppress(OSError, aio_pika.exceptions.AMQPError, ChannelClosed):
-        async with await aio_pika.connect(amqp_url) as connection:
-            channel = await connection.channel()
-            for queue in (AIRCRAFT_QUEUE, f"{AIRCRAFT_QUEUE}.errors"):
-                await channel.queue_delete(queue)
-            await channel.exchange_delete(FLIGHTS)
+    async def _delete_queues(self) -> None:
+        with suppress(OSError, AMQPError):
+            async with await aio_pika.connect(self.stage.services.amqp_url) as connection:
+                channel = await connection.channel()
+                for queue in QUEUES:
+                    await channel.queue_delete(queue)
+                await channel.exchange_delete(FLIGHTS)
 
 
 async def play(count: int | None) -> int:
@@ -287,8 +288,6 @@ async def play(count: int | None) -> int:
             try:
                 async with Stage(services) as stage:
                     await Demo(stage, flights, show).run()
-                if not services.controlled:
-                    await _delete_queues(services.amqp_url)
             except DemoFailed as failed:
                 show.say(f"FAILED: {failed}")
                 return 1

@@ -12,6 +12,7 @@ import tempfile
 import urllib.request
 import uuid
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -115,6 +116,10 @@ class Stage:
     ) -> None:
         await asyncio.gather(*(actor.end() for actor in self.actors))
         await self._exit.aclose()
+
+    def at_the_end(self, clean: Callable[[], Awaitable[None]]) -> None:
+        """Have this done when all processes are ended, before the databases are dropped."""
+        self._exit.push_async_callback(clean)
 
     async def database(self, service: str, metadata: MetaData) -> AsyncEngine:
         """A new database with the service's own tables and relmsg's; it is dropped at the end."""

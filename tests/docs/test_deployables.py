@@ -1,0 +1,73 @@
+"""What stands in outbox/ and inbox/ fits the code it deploys."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from prometheus_client import generate_latest
+
+from relmsg.inbox.metrics import Metrics
+from relmsg.outbox.metrics import RelayMetrics
+from relmsg.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+OF_BOTH = {"amqp_url", "probes"}
+OF_CONSUMER = {"prefetch", "concurrency", "consumer_drain"}
+OF_NEITHER = {"config", "management_url"}
+URLS = {"database_url", "amqp_url", "relay_name"}
+
+
+def settings_of(process: str) -> dict[str, object]:
+    """The annotated file with every setting switched on."""
+    text = (ROOT / process / "relmsg.toml").read_text()
+    return tomllib.loads(re.sub(r"(?m)^# (?=[a-z_]+ = )", "", text))
+
+
+def test_the_annotated_files_name_every_setting_with_its_default() -> None:
+    """Each setting stands in the file of the process that reads it, and shows the default that is in force."""
+    every = {each.name for each in dataclasses.fields(Settings)}
+    relay, consumer = settings_of("outbox"), settings_of("inbox")
+    assert set(consumer) == OF_BOTH | OF_CONSUMER
+    assert set(relay) == every - OF_CONSUMER - OF_NEITHER
+    for name, value in [*relay.items(), *consumer.items()]:
+        if name not in URLS:
+            assert value == getattr(Settings(), name), name
+
+
+def test_the_operations_page_names_every_setting() -> None:
+    """The table of settings is complete, and names no setting that is not there."""
+    page = (ROOT / "docs/operations.md").read_text()
+    named = set(re.findall(r"`RELMSG_([A-Z_]+)`", page))
+    assert named == {name.upper() for name in Settings.KNOWN}
+
+
+@pytest.mark.parametrize("process", ["outbox", "inbox"])
+def test_the_alerts_are_about_metrics_that_exist(process: str) -> None:
+    """An alert on a metric that nobody exports would never fire; one without an entry in the runbook helps nobody."""
+    alerts = (ROOT / process / "alerts.yaml").read_text()
+    registry = RelayMetrics().registry if process == "outbox" else Metrics().registry
+    exported = set(re.findall(r"# TYPE (\w+)", generate_latest(registry).decode()))
+    expressions = "\n".join(line for line in alerts.splitlines() if not line.lstrip().startswith("#"))
+    assert set(re.findall(r"\brelmsg_\w+", expressions)) <= exported
+    runbook = (ROOT / process / "README.md").read_text()
+    assert [name for name in re.findall(r"alert: (\w+)", alerts) if f"**{name}" not in runbook] == []
+
+
+@pytest.mark.parametrize("page", ["docs/operations.md"])
+def test_the_metrics_of_the_operations_page_exist_and_are_all_of_them(page: str) -> None:
+    """The page names every metric, and none that is not exported."""
+    text = "".join(generate_latest(each).decode() for each in (RelayMetrics().registry, Metrics().registry))
+    exported = {name for name in re.findall(r"# TYPE (\w+)", text) if not name.endswith("_created")}
+    named = set(re.findall(r"\b(relmsg_(?:outbox|relay|consumer)_\w+)", (ROOT / page).read_text()))
+    assert named == exported
+
+
+@pytest.mark.parametrize("process", ["outbox", "inbox"])
+def test_the_first_line_tells_where_the_mechanism_is(process: str) -> None:
+    """Whoever opens the folder of a process is sent to its mechanism at once."""
+    first = (ROOT / process / "README.md").read_text().splitlines()[0]
+    assert first == f"the process; its mechanism is relmsg/{process}/"
