@@ -40,7 +40,7 @@ class Holds:
         return len(self._holds)
 
     def __iter__(self) -> Iterator[Hold]:
-        return iter(self._holds.values())
+        return iter(list(self._holds.values()))  # a copy: the probes' thread looks on while the relay goes on
 
     def __contains__(self, destination: Destination) -> bool:
         return destination in self._holds

@@ -23,23 +23,22 @@ from relmsg.broker.connection import Connection
 from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
 from relmsg.errors import BrokerAway, DatabaseAway, InvalidMessage
-from relmsg.failpoint import reach
 from relmsg.migrate import require_current
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.metrics import Progress, RelayMetrics
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
-from relmsg.outbox.row import Row, row_of
+from relmsg.outbox.reader import Reader
+from relmsg.outbox.row import Row
 from relmsg.outbox.settle import Settler
 from relmsg.outbox.slots import Slots
-from relmsg.outbox.store import MOST_BYTES, OutboxStore
+from relmsg.outbox.store import OutboxStore
 from relmsg.settings import Settings
 
 log = logging.getLogger(__name__)
 
 BATCHES_IN_FLIGHT = 2  # the second is encoded and written while the broker works on the first
-READ_AHEAD = 4  # batches held in memory at most
 KEEP_SECONDS = 1.0
 MEASURE_SECONDS = 2.0
 
@@ -71,11 +70,9 @@ class Relay:
         self._progress = Progress(self._clock.monotonic(), stall_seconds=stall_seconds)
         self._beat_at = self._clock.monotonic()
         self._pending = Pending()
-        self._positions = Positions()
         self._holds = Holds(chance)
         self._wake = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
-        self._reading: frozenset[int] = frozenset()
         self._leaving: frozenset[int] = frozenset()
         self.started = asyncio.Event()
         self._failure: BaseException | None = None
@@ -156,10 +153,11 @@ class Relay:
             clock=self._clock,
         )
         self._channel = ConfirmChannel(publishing, window=settings.window, deadline=settings.confirm_deadline)
+        positions = Positions()
         self._settler = Settler(
             self._store,
             self._pending,
-            self._positions,
+            positions,
             self._holds,
             probing,
             metrics=self.metrics,
@@ -167,6 +165,17 @@ class Relay:
             clock=self._clock,
             deadline=settings.confirm_deadline,
             wake=self.wake,
+        )
+        self._reader = Reader(
+            self._store,
+            self._pending,
+            positions,
+            self._holds,
+            self._settler.park,
+            metrics=self.metrics,
+            clock=self._clock,
+            batch=settings.batch,
+            max_body_bytes=settings.max_body_bytes,
         )
 
     # -- the loop: adjust, read, send ---------------------------------------------------------------------------------
@@ -180,7 +189,9 @@ class Relay:
                 self._wake.clear()
                 if self._failure is not None:
                     raise self._failure  # a duty or a batch has failed: end here, the rows are sent by the next relay
-                self._adjust()
+                self._reader.follow(self._slots.owned - self._leaving)
+                self.metrics.slots.set(len(self._reader.slots))
+                self.metrics.held.set(len(self._holds))
                 found = await self._read()
                 sent = self._send()
                 pause = self._settings.poll_min if found or sent else min(pause * 2, self._settings.poll_max)
@@ -190,56 +201,18 @@ class Relay:
         finally:
             stopped.cancel()
 
-    def _adjust(self) -> None:
-        """Follow the slots: forget the rows of those that are gone, read new ones from their beginning."""
-        owned = self._slots.owned - self._leaving
-        gone, new = self._reading - owned, owned - self._reading
-        if gone:
-            for hold in self._holds.forget_slots(gone):
-                self._pending.forget(hold.row)
-            self._pending.forget_slots(gone)
-            self._positions.lose(gone)
-        self._positions.own(new)
-        self._reading = owned
-        self.metrics.slots.set(len(owned))
-        self.metrics.held.set(len(self._holds))
-
     async def _read(self) -> int:
-        capacity = READ_AHEAD * self._settings.batch
-        if self._pending.ready >= self._settings.batch or len(self._pending) >= capacity or not self._reading:
-            return 0
-        share = max(16, capacity // len(self._reading))
-        now = self._clock.monotonic()
-        ranges = self._positions.ranges(lambda slot: share - self._pending.in_slot(slot), now)
-        if not ranges:
+        if not self._slots.owned:
             return 0
         try:
-            with self.metrics.reads.time():
-                records = await self._store.read(ranges, self._pending.ids, list(self._holds))
+            found = await self._reader.read()
         except DatabaseAway as error:
-            return await self._database_away(error)
-        self._trouble = None
-        if not records:
-            self._positions.seen(ranges, (), cut=False)
+            self._trouble = str(error)
+            log.warning("%s; trying again", error)
+            await self._clock.sleep(0.5)
             return 0
-        reach("relay.after_read")
-        cut = sum(len(record["body"]) for record in records) >= MOST_BYTES
-        self._positions.seen(ranges, ((record["slot"], record["id"]) for record in records), cut=cut)
-        malformed: list[tuple[int, str]] = []
-        for record in records:
-            try:
-                self._pending.admit(row_of(record, max_body_bytes=self._settings.max_body_bytes))
-            except InvalidMessage as error:
-                malformed.append((record["id"], f"cannot be sent: {error}"))
-        if malformed:
-            await self._settler.park(malformed)
-        return len(records)
-
-    async def _database_away(self, error: DatabaseAway) -> int:
-        self._trouble = str(error)
-        log.warning("%s; trying again", error)
-        await self._clock.sleep(0.5)
-        return 0
+        self._trouble = None
+        return found
 
     def _send(self) -> int:
         sent = 0
@@ -285,7 +258,7 @@ class Relay:
             try:
                 surplus = await self._slots.keep()
                 self._leaving = surplus
-                free = [slot for slot in surplus - self._reading if not self._pending.out_of_slot(slot)]
+                free = [slot for slot in surplus - self._reader.slots if not self._pending.out_of_slot(slot)]
                 if free:
                     await self._slots.release(free)
                     self._leaving -= frozenset(free)
