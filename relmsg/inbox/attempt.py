@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -99,7 +98,9 @@ class Attempts:
         async def once() -> Outcome:
             return await around(attempt_once)
 
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             outcome: Settled | None = await self._gate.until_settled(once, wanted)
             if outcome is None:
                 return Unsettled(DeliveryGone())
@@ -122,7 +123,6 @@ class Attempts:
             with self._rest():
                 await self._clock.sleep(delay)
             spent += delay
-        raise AssertionError("counting never ends")
 
     async def once(self, task: Task) -> Outcome:
         """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
@@ -168,8 +168,10 @@ class Attempts:
         return Failed(error, REASONS.get(type(error), "handler_failed"))
 
     async def _commit(self, task: Task, session: AsyncSession, transaction: AsyncSessionTransaction) -> None:
-        """Commit, and with it the end of the message's starts. Not earlier: that would lock their row for as long as the
-        handler runs, and the start of a redelivered copy would wait for it."""
+        """Commit, and with it the end of the message's starts.
+
+        Not earlier: their row would be locked while the handler runs, and a redelivered copy would wait for that.
+        """
         if task.counted:
             await self._store.forget_starts(session, task.identity)
         await transaction.commit()

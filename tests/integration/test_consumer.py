@@ -691,6 +691,39 @@ async def test_services_that_are_away_are_told_at_the_start(
         await without.run(amqp_url)
 
 
+async def test_a_restarted_broker_is_waited_for(
+    inbox: Inbox, sessions: Any, broker: Broker, amqp_url: str, queue: str, services: Services
+) -> None:
+    """RabbitMQ is killed under running handlers and started again: each takes effect once, and failures arrive."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    @inbox.handler("order.placed", queue=QUEUE, retry=Retry(attempts=1))
+    async def handle(message: Message, session: AsyncSession) -> None:
+        begun.set()
+        await go.wait()
+        if message.id == "0":
+            raise ValueError("no")
+        await effect(session, message)
+
+    async def all_done() -> None:
+        assert sorted(await effects(sessions)) == sorted(map(str, range(1, 50)))
+        assert await broker.count(QUEUE) == 0
+        assert await broker.count(f"{QUEUE}.errors") >= 1
+
+    # A classic error queue: a quorum queue that is declared within a second or two before RabbitMQ 3.10 is killed comes
+    # back as "running" and never confirms anything again.
+    await broker.queue(f"{QUEUE}.errors")
+    await place(broker, *map(str, range(50)))
+    async with running(inbox, amqp_url):
+        await until(begun)()
+        await asyncio.to_thread(services.stop_rabbitmq, False)
+        go.set()
+        await asyncio.to_thread(services.start_rabbitmq)
+        await eventually(all_done, within=60)
+    assert {copy.message_id for copy in await broker.drain(f"{QUEUE}.errors")} == {"0"}
+    assert await left(broker) == 0
+
+
 async def test_a_restarted_database_is_waited_for(
     inbox: Inbox, sessions: Any, broker: Broker, amqp_url: str, queue: str, services: Services
 ) -> None:
