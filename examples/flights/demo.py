@@ -228,13 +228,13 @@ class Demo:
             await asyncio.sleep(0.3)
             waiting, handled = await self.account.in_outbox(), await self.account.handled()
             ready = await self._ready(AIRCRAFT_QUEUE)
-            await asyncio.gather(*(actor.ask() for actor in self.stage.actors))
+            await self.stage.ask_all()
             held = sum(actor.in_flight for actor in self.stage.actors if actor.is_running)
             still = waiting == 0 and ready == 0 and held == 0 and handled == await self.account.handled()
             calm = calm + 1 if still else 0
             if self.show.seconds > DEADLINE:
                 raise DemoFailed(
-                    f"not done after {DEADLINE:g} s: {waiting} in the outbox, {ready} in the queue, {held:g} in the "
+                    f"not done after {DEADLINE:g} s: {waiting} in the outbox, {ready} in the queue, {held} in the "
                     f"consumer, {handled} handled"
                 )
 
@@ -242,7 +242,8 @@ class Demo:
 
     async def _settle(self) -> None:
         errors = await self.stage.run("errors", "list", "--queue", AIRCRAFT_QUEUE, "--limit", "1000000", "--json")
-        duplicates = await self.stage.counted("relmsg_consumer_deliveries_total", "duplicate")
+        await self.stage.ask_all()
+        duplicates = sum(actor.duplicates for actor in self.stage.actors)
         lines = await self.account.lines(self.flights, errors, duplicates)
         compared, wrong = await self.account.differences(self.flights)
         self.show.say("all is quiet; the account:")

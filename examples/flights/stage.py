@@ -11,7 +11,6 @@ import sys
 import tempfile
 import urllib.request
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -34,12 +33,12 @@ class DemoFailed(Exception):
 
 
 class Actor:
-    """One process. What it counted is remembered after its end, as far as it was asked in time."""
+    """One process. What it has counted is remembered after its end, as of when it was asked last."""
 
     def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
         self.name = name
-        self.counted: Counter[tuple[str, str]] = Counter()
-        self.in_flight = 0.0
+        self.duplicates = 0
+        self.in_flight = 0
         self._process = process
         self._log = log
         self._port: int | None = None
@@ -66,13 +65,13 @@ class Actor:
             return
         with suppress(OSError):
             page = await asyncio.to_thread(_get, f"http://127.0.0.1:{self._port}/metrics")
-            for family in text_string_to_metric_families(page):
-                for sample in family.samples:
-                    if sample.name in ("relmsg_consumer_deliveries_total", "relmsg_relay_receipts_total"):
-                        what = sample.labels.get("outcome") or sample.labels["receipt"]
-                        self.counted[sample.name, what] = int(sample.value)
-                    elif sample.name == "relmsg_consumer_in_flight":
-                        self.in_flight = sample.value
+            samples = [each for family in text_string_to_metric_families(page) for each in family.samples]
+            self.duplicates = sum(
+                int(each.value)
+                for each in samples
+                if each.name == "relmsg_consumer_deliveries_total" and each.labels["outcome"] == "duplicate"
+            )
+            self.in_flight = sum(int(each.value) for each in samples if each.name == "relmsg_consumer_in_flight")
 
     async def finished(self) -> None:
         """Wait until it ends by itself. :raises DemoFailed: unless it was content."""
@@ -154,7 +153,7 @@ class Stage:
 
     async def start(self, name: str, command: list[str], database: AsyncEngine) -> Actor:
         """Start a process; it is not told of a Ctrl-C at our terminal, we end it."""
-        log = self._logs / f"{len(self.actors)}.log"
+        log = self._logs / f"{uuid.uuid4().hex}.log"
         with log.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -178,10 +177,8 @@ class Stage:
             raise DemoFailed(f"{name} does not start: {actor.last_words()}") from None
         return actor
 
-    async def counted(self, metric: str, what: str) -> int:
-        """The sum of a counter over all processes, the killed ones included up to when they were asked last."""
+    async def ask_all(self) -> None:
         await asyncio.gather(*(actor.ask() for actor in self.actors))
-        return sum(actor.counted[metric, what] for actor in self.actors)
 
     def _environment(self, database: AsyncEngine | None) -> dict[str, str]:
         url = database.url.render_as_string(hide_password=False) if database else self.services.database_url
