@@ -23,7 +23,8 @@ Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
 class Reader:
     """Keeps the rows in memory filled up from the slots that may be read.
 
-    Memory is bound: READ_AHEAD batches in all, each slot its share of them, MOST_BYTES a read.
+    Memory is bound: READ_AHEAD batches in all, each slot its share of them (LEAST_PER_SLOT rows, where that is more),
+    MOST_BYTES a read.
     """
 
     def __init__(

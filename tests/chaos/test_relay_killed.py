@@ -14,7 +14,7 @@ from relmsg.failpoint import FAILPOINTS
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 from tests.support.processes import Processes
-from tests.support.relaying import emptied
+from tests.support.relaying import emptied, waiting
 
 POINTS = [name for name in FAILPOINTS if not name.startswith("consumer.")]
 BATCH = 40
@@ -50,10 +50,15 @@ async def test_effects_are_what_was_committed_each_once(
         Message(type="counted", body={"n": n}, routing_key="effects", ordering_key=str(n % 40) if n % 2 else None)
         for n in range(MESSAGES)
     ]
-    async with sessions() as session, session.begin():
-        await outbox.publish_many(session, messages)
-
     doomed = await processes.relmsg("relay", RELMSG_FAILPOINTS=f"{point}=kill@{count}", **QUICK)
+    for start in range(0, MESSAGES, MESSAGES // 3):
+        async with sessions() as session, session.begin():
+            await outbox.publish_many(session, messages[start : start + MESSAGES // 3])
+
+        async def sent_or_killed() -> None:
+            assert doomed.returncode is not None or await waiting(engine) == 0
+
+        await eventually(sent_or_killed, within=40)
     assert await doomed.wait(within=40) == -9, doomed.stderr
 
     inbox, stop = Inbox("chaos", sessions, prefetch=200), asyncio.Event()
