@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import signal
 import sys
@@ -10,7 +11,10 @@ import sys
 
 def log_to_stderr() -> None:
     """Log one line an event to stderr. The AMQP library's own lines are left out: at DEBUG it logs bodies, and its
-    warnings say in tracebacks what relmsg says in a sentence."""
+    warnings say in tracebacks what relmsg says in a sentence. Lines on stdout leave at once as well: a pipe or a file
+    would otherwise get them when the process ends."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
