@@ -24,6 +24,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from compose.local import Services
 
 RELMSG = [sys.executable, "-m", "relmsg.cli.main"]
+# Where util-linux is there, what we start does not outlive us even if we are killed.
+GUARD = ["setpriv", "--pdeathsig", "KILL", "--"] if shutil.which("setpriv") else []
 STOP_SECONDS = 30.0
 START_SECONDS = 30.0
 
@@ -156,6 +158,7 @@ class Stage:
         log = self._logs / f"{uuid.uuid4().hex}.log"
         with log.open("wb") as sink:
             process = await asyncio.create_subprocess_exec(
+                *GUARD,
                 *command,
                 env=self._environment(database),
                 stdin=asyncio.subprocess.DEVNULL,
