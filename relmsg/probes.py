@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -12,6 +13,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from relmsg.errors import SettingsError
+from relmsg.settings import DEFAULT_PROBES
 
 Verdict = Callable[[], str | None]
 """Returns None when all is well, otherwise what is not."""
@@ -19,7 +21,8 @@ Verdict = Callable[[], str | None]
 
 class Probes:
     """Serves the three paths while entered. The address is ``host:port``; an empty one serves nothing, port 0 takes
-    any that is free.
+    any that is free. If the *default* address is taken, as by another relmsg process on this machine, any free port
+    is: two processes started without a word about probes must both run. An address of the caller's own is not bent.
 
     /live answers 503 when the process should be restarted, /ready when it gets no work done; both say why.
 
@@ -42,9 +45,11 @@ class Probes:
             return self
         host, _, port = self._address.rpartition(":")
         try:
-            self._server = make_server(host.strip("[]"), int(port), self._answer, _Server, _Quiet)
+            self._server = self._listen(host.strip("[]"), int(port))
         except OSError as error:
-            raise SettingsError(f"probes: cannot listen on {self._address}: {error.strerror or error}") from error
+            if error.errno != errno.EADDRINUSE or self._address != DEFAULT_PROBES:
+                raise SettingsError(f"probes: cannot listen on {self._address}: {error.strerror or error}") from error
+            self._server = self._listen(host, 0)
         threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
         return self
 
@@ -54,6 +59,9 @@ class Probes:
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
+
+    def _listen(self, host: str, port: int) -> WSGIServer:
+        return make_server(host, port, self._answer, _Server, _Quiet)
 
     def _answer(self, request: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         path = request.get("PATH_INFO", "")

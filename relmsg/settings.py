@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from relmsg.errors import SettingsError
 
 PREFIX = "RELMSG_"
+DEFAULT_PROBES = "127.0.0.1:9808"
 # Variables that belong to relmsg without being a setting of a program.
 OTHER_VARIABLES = frozenset({"RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
 IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error
@@ -171,7 +172,7 @@ class Settings:
     renew: float = _setting(5.0, _number(float, 0.1, _HOUR, "seconds"))
     drain: float = _setting(10.0, _number(float, 0, _HOUR, "seconds"))
     max_body_bytes: int = _setting(1024 * 1024, _number(int, 1, 128 * 1024 * 1024, "bytes"))
-    probes: str = _setting("127.0.0.1:9808", _address)
+    probes: str = _setting(DEFAULT_PROBES, _address)
 
     prefetch: int = _setting(32, _number(int, 1, 65_535, "messages"))
     concurrency: int = _setting(8, _number(int, 1, 10_000, "handlers"))

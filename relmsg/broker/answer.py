@@ -78,6 +78,11 @@ def translate(error: BaseException) -> RelmsgError:
     text = _text(error)
     if isinstance(error, amqp.AuthenticationError | amqp.ProbableAuthenticationError):
         return AccessRefused(f"RabbitMQ refused the login: check user and password in RELMSG_AMQP_URL ({text})")
+    if isinstance(error, amqp.InvalidFrameError) and "Connection.OpenOk" in text:
+        # aiormq 7.2 keeps the broker's code and reason to itself when the virtual host cannot be opened.
+        return AccessRefused(
+            "RabbitMQ refused the virtual host: check that it exists, that it is running and that the user may use it"
+        )
     code = reply_code(error)
     if code in (403, 530):
         return AccessRefused(f"RabbitMQ refused access: check virtual host and permissions ({text})")

@@ -208,13 +208,16 @@ class Connection:
         self._up.clear()
         if current is None or current.is_closed:
             return
+        # A task of its own: cancelled, aiormq's close() would go on waiting for the socket to take what is unsent.
+        closing = asyncio.create_task(current.close(None))
         try:
-            async with asyncio.timeout(2.0):
-                await current.close(None)
-        except (Exception, asyncio.CancelledError) as error:
-            self.abort()
-            if isinstance(error, asyncio.CancelledError) and really_cancelled():
-                raise
+            await asyncio.wait({closing}, timeout=2.0)
+        finally:
+            if not closing.done():
+                self.abort()
+        await asyncio.wait({closing}, timeout=0.5)
+        if closing.done() and not closing.cancelled():
+            closing.exception()
 
 
 class _Watched(TransportFactory):

@@ -31,15 +31,6 @@ Drain = Annotated[
     float | None,
     typer.Option("--drain", metavar="SECONDS", show_default=False, help="For running handlers, when told to stop."),
 ]
-ProbesAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--probes",
-        metavar="HOST:PORT",
-        show_default=False,
-        help="Where /live, /ready and /metrics answer; default 127.0.0.1:9808, port 0 takes any, '' turns them off.",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +45,7 @@ def consume(
     prefetch: Prefetch = None,
     concurrency: Concurrency = None,
     drain: Drain = None,
-    probes: ProbesAddress = None,
+    probes: options.ProbesAddress = None,
 ) -> None:
     """Run an inbox's handlers until SIGTERM or Ctrl-C; then finish what runs, commit, ack and leave.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relmsg.settings import Settings
+from relmsg.settings import DEFAULT_PROBES, Settings
 
 # Not refused, but said: a password on the command line can be read in the process list by every user of the machine.
 _BETTER = "better given as {}: a command line can be read by every user of the machine"
@@ -38,6 +38,16 @@ Schema = Annotated[
 Config = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", show_default=False, help="A TOML file of settings, also RELMSG_CONFIG."),
+]
+ProbesAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--probes",
+        metavar="HOST:PORT",
+        show_default=False,
+        help=f"Where /live, /ready and /metrics answer; default {DEFAULT_PROBES}, or any free port if that is taken; "
+        "port 0 takes any, '' turns them off.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON array of objects.")]
 

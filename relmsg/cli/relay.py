@@ -17,15 +17,6 @@ Name = Annotated[
     str | None,
     typer.Option("--name", metavar="NAME", show_default=False, help="This relay's name; no two may share one."),
 ]
-ProbesAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--probes",
-        metavar="HOST:PORT",
-        show_default=False,
-        help="Where /live, /ready and /metrics answer; default 127.0.0.1:9808, port 0 takes any, '' turns them off.",
-    ),
-]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +30,7 @@ def relay(
     schema: options.Schema = None,
     config: options.Config = None,
     name: Name = None,
-    probes: ProbesAddress = None,
+    probes: options.ProbesAddress = None,
 ) -> None:
     """Move committed messages to the broker until SIGTERM or Ctrl-C; then settle what is in flight and leave."""
     settings = options.settings(
