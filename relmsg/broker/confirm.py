@@ -98,10 +98,9 @@ class ConfirmChannel:
 
     async def _open(self) -> Channel:
         async with self._opening:
-            if self._channel is None or self._channel.is_closed:
-                self._channel = await self._connection.channel(confirms=True)
-            if self._connection.blocked:
-                raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
+            if self._channel is None or self._channel.is_closed or not self._connection.is_up:
+                self._channel = await self._connection.channel(confirms=True, within=min(10.0, self._deadline))
+            await self._connection.require_unblocked()
             return self._channel
 
     async def _send(

@@ -76,7 +76,7 @@ class Connection:
     @property
     def is_up(self) -> bool:
         """Whether there is a connection at this moment."""
-        return self._current is not None and not self._current.is_closed
+        return self._up.is_set() and self._current is not None and not self._current.is_closed
 
     @property
     def blocked(self) -> bool:
@@ -95,6 +95,12 @@ class Connection:
             question.close()
         return True
 
+    async def require_unblocked(self) -> None:
+        """Return if the broker lets us publish. :raises BrokerAway: it does not, until its alarm is over."""
+        if self.blocked:
+            await asyncio.sleep(0)  # a caller that tries again at once must not keep the end of the alarm from us
+            raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
+
     async def channel(self, *, confirms: bool = False, within: float = 10.0) -> aiormq.Channel:
         """Open a channel, waiting up to ``within`` seconds for a connection.
 
@@ -102,14 +108,10 @@ class Connection:
         """
         try:
             async with asyncio.timeout(within):
-                await self._up.wait()
+                current = await self._open_connection()
         except TimeoutError as error:
             raise BrokerAway(f"no connection to RabbitMQ for {within:g} s") from error
-        current = self._current
-        if current is None:
-            raise BrokerAway("the connection to RabbitMQ was just lost")
-        if self.blocked:
-            raise BrokerAway("RabbitMQ has blocked publishing (memory or disk alarm)")
+        await self.require_unblocked()
         opened = await answer(current.channel(publisher_confirms=confirms, on_return_raises=True), within=within)
         if not isinstance(opened, aiormq.Channel):
             raise TypeError(f"aiormq made a {type(opened).__name__} where its Channel was expected")
@@ -133,6 +135,7 @@ class Connection:
         reason the socket ends by a reset (linger 0), which also empties the buffers of both kernels.
         """
         if self._transport is not None:
+            self._up.clear()  # aiormq notices a little later; until then nothing may be written to it any more
             with contextlib.suppress(OSError):
                 stream = self._transport.get_extra_info("socket")
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -169,6 +172,13 @@ class Connection:
         self.generation += 1
         self._up.set()
         log.info("connected to RabbitMQ at %s:%s as %s", url.host, url.port or _port(url), self.name)
+
+    async def _open_connection(self) -> aiormq.Connection:
+        while True:
+            await self._up.wait()
+            if self._current is not None and not self._current.is_closed:
+                return self._current
+            await asyncio.sleep(0)  # lost a moment ago, and _keep_up has yet to hear of it
 
     async def _keep_up(self) -> None:
         while not self._closed:
