@@ -53,6 +53,7 @@ def test_the_reply_code_of_an_error(error, code):
         (amqp.AuthenticationError("PLAIN", ["X"]), AccessRefused, "user and password"),
         (amqp.ConnectionNotAllowed("vhost not found"), AccessRefused, "virtual host"),
         (amqp.ConnectionClosed(530, "NOT_ALLOWED"), AccessRefused, "virtual host"),
+        (amqp.InvalidFrameError("Expected one of ['Connection.OpenOk'], got <x>"), AccessRefused, "virtual host"),
         (amqp.ChannelAccessRefused("ACCESS_REFUSED"), AccessRefused, "permissions"),
         (amqp.ConnectionClosed(320, "CONNECTION_FORCED"), BrokerAway, "CONNECTION_FORCED"),
         (amqp.AMQPConnectionError(111, "Connect call failed"), BrokerAway, "Connect call failed"),
