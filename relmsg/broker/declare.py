@@ -177,10 +177,9 @@ def _mismatch(thing: Exchange | Queue, found: list[Difference]) -> TopologyMisma
 
 def _refusal(thing: Exchange | Queue, error: BrokerRefused) -> RelmsgError:
     """The error for a refusal that tells no difference."""
-    if error.reply_code == PRECONDITION_FAILED:
-        return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}")
-    if error.reply_code == COMMAND_INVALID:  # this one closes the whole connection
-        return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}; is its plugin enabled?")
+    if error.reply_code in (PRECONDITION_FAILED, COMMAND_INVALID):  # the latter, up to RabbitMQ 3, ends the connection
+        hint = "; is its plugin enabled?" if "unknown exchange type" in error.reply_text else ""
+        return UsageError(f"{thing}: RabbitMQ refuses it: {_words(error)}{hint}")
     return TopologyMismatch(f"{thing}: {_words(error)}")
 
 

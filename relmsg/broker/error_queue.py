@@ -24,7 +24,7 @@ from relmsg.broker.error_reader import Reader, reading
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import PERSISTENT, Publication
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import InvalidMessage, UsageError
+from relmsg.errors import AccessRefused, InvalidMessage, UsageError
 from relmsg.message import Message
 from relmsg.topology import ERROR_SUFFIX, error_queue
 
@@ -75,10 +75,16 @@ class ErrorQueue:
         raise UsageError(f"there is no queue {queue!r}, and no {queue + ERROR_SUFFIX!r}")
 
     async def hazard(self) -> str | None:
-        """What looking at this queue does to it, None if nothing: every look returns the messages, and a quorum queue
-        counts that.
+        """What looking at this queue does to it, None if nothing is known of any harm.
+
+        Every look returns the messages, and a quorum queue counts that. Who may read but not configure cannot find out,
+        and is not kept from reading.
         """
-        found = {each.argument: each for each in await differences(self._connection, error_queue(self.source))}
+        try:
+            told = await differences(self._connection, error_queue(self.source))
+        except AccessRefused:
+            return None
+        found = {each.argument: each for each in told}
         limit = found.get("x-delivery-limit")
         kind = found.get("x-queue-type")
         if limit is None or (kind is not None and kind.known and kind.real in (None, "classic")):

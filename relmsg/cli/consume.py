@@ -78,6 +78,7 @@ async def _consume(inbox: Inbox, settings: Settings) -> None:
             prefetch=_changed(settings, "prefetch"),
             concurrency=_changed(settings, "concurrency"),
             drain=_changed(settings, "consumer_drain"),
+            heartbeat=_changed(settings, "heartbeat"),
         )
     output.write("consumer stopped")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -32,8 +32,7 @@ class Consumer:
     def __init__(
         self,
         name: str,
-        urls: Sequence[str],
-        queues: Sequence[str],
+        queues: Mapping[str, Connection],
         worker: Worker,
         publishing: Connection,
         rest: Rest,
@@ -43,7 +42,6 @@ class Consumer:
         clock: Clock,
     ) -> None:
         self._name = name
-        self._urls = urls
         self._queues = queues
         self._worker = worker
         self._publishing = publishing
@@ -82,10 +80,9 @@ class Consumer:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._publishing)
             stack.push_async_callback(self._worker.errors.close)
-            for queue in self._queues:
+            for queue, connection in self._queues.items():
                 await require_queue(self._publishing, queue)
                 await self._worker.errors.declare(queue)
-                connection = Connection(self._urls, name=f"{self._name}: {queue}")
                 await stack.enter_async_context(connection)
                 self._subscribers.append(Subscriber(connection, queue, self._take, prefetch=self._prefetch))
             stack.push_async_callback(self._drain)

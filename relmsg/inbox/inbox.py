@@ -50,6 +50,7 @@ class Inbox:
     :param prefetch: messages the broker hands over ahead of the acks, for each queue.
     :param concurrency: handlers that run at a time, for all queues together.
     :param drain: seconds that running handlers are given to finish when the process is to stop.
+    :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Inbox:
         prefetch: int = 32,
         concurrency: int = 8,
         drain: float = 25.0,
+        heartbeat: float = 10.0,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -78,6 +80,7 @@ class Inbox:
         self.prefetch = require_prefetch(prefetch)
         self.concurrency = _at_least(1, "concurrency", concurrency)
         self.drain = _at_least(0.0, "drain", drain)
+        self.heartbeat = _at_least(1.0, "heartbeat", heartbeat)
         self.amqp_url = amqp_url
         self._missing_id = missing_id
         self._error_exchange = error_exchange
@@ -146,6 +149,7 @@ class Inbox:
         prefetch: int | None = None,
         concurrency: int | None = None,
         drain: float | None = None,
+        heartbeat: float | None = None,
     ) -> None:
         """Consume until ``stop`` is set or this call is cancelled, then drain.
 
@@ -170,6 +174,7 @@ class Inbox:
             require_prefetch(self.prefetch if prefetch is None else prefetch),
             _at_least(1, "concurrency", self.concurrency if concurrency is None else concurrency),
             _at_least(0.0, "drain", self.drain if drain is None else drain),
+            _at_least(1.0, "heartbeat", self.heartbeat if heartbeat is None else heartbeat),
         )
         # In a task of its own: there, a CancelledError that nobody asked for is known to come from the AMQP library.
         running = asyncio.create_task(self._consumer.run(stop, started), name=f"inbox {self.name}")
@@ -189,12 +194,17 @@ class Inbox:
         if isinstance(bind, AsyncEngine):
             await require_current(bind, self.schema)
 
-    def _assemble(self, urls: list[str], prefetch: int, concurrency: int, drain: float) -> Consumer:
+    def _assemble(self, urls: list[str], prefetch: int, concurrency: int, drain: float, heartbeat: float) -> Consumer:
         rest, store = Rest(), Store(self.schema)
         database = Gate(f"{self.name}, database", rest=rest, clock=self._clock, chance=self._chance)
         errors = Gate(f"{self.name}, error exchange", rest=rest, clock=self._clock, chance=self._chance)
         self.metrics.watch([database, errors])
-        publishing = Connection(urls, name=f"{self.name}: errors", clock=self._clock, chance=self._chance)
+
+        def connection(purpose: str) -> Connection:
+            name = f"{self.name}: {purpose}"
+            return Connection(urls, name=name, heartbeat=heartbeat, clock=self._clock, chance=self._chance)
+
+        publishing = connection("errors")
         worker = Worker(
             name=self.name,
             registry=self._registry,
@@ -208,7 +218,14 @@ class Inbox:
             metrics=self.metrics,
         )
         return Consumer(
-            self.name, urls, self.queues, worker, publishing, rest, prefetch=prefetch, drain=drain, clock=self._clock
+            self.name,
+            {queue: connection(queue) for queue in self.queues},
+            worker,
+            publishing,
+            rest,
+            prefetch=prefetch,
+            drain=drain,
+            clock=self._clock,
         )
 
 

@@ -41,9 +41,11 @@ class OutboxExchange:
         and expiration. ``mandatory=False`` and ``timeout`` are accepted: the relay's publish is always mandatory, and
         here nothing waits for the broker.
 
-        :raises UnsupportedProperty: for what cannot be kept: ``immediate``, a priority, ``user_id``, a transient
-            delivery mode asked for explicitly, header values that AMQP clients damage.
-        :raises InvalidMessage: as ``Outbox.publish``.
+        The delivery mode is always persistent: aio-pika makes messages transient unless told otherwise, and a message
+        does not show whether it was told.
+
+        :raises UnsupportedProperty: for what cannot be kept: ``immediate``, a priority, ``user_id``.
+        :raises InvalidMessage: as ``Outbox.publish``; a header value that AMQP clients damage is one of them.
         :raises TransactionRequired: as ``Outbox.publish``.
         """
         if immediate:
