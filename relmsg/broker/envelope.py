@@ -18,7 +18,7 @@ MAX_BODY_BYTES = 1024 * 1024  # RabbitMQ 4 takes 16 MiB at most, and large bodie
 MAX_SHORT_BYTES = 255  # AMQP 0-9-1, "shortstr"
 MAX_KEY_BYTES = 1024  # PostgreSQL indexes values up to 2,704 bytes and would fail the caller's INSERT beyond
 MAX_TIMESTAMP = 2**32 - 1  # pamqp reads a larger number of seconds as milliseconds
-MAX_EXPIRATION_MS = 2**32 - 1  # RabbitMQ answers a larger one with a closed channel (406)
+MAX_EXPIRATION_MS = 10 * 365 * 86_400_000  # RabbitMQ answers a larger one with a closed channel (406)
 
 SHORT_STRINGS = (
     "message_id",
@@ -100,7 +100,7 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
     if envelope.expiration_ms is not None and envelope.expiration_ms <= 0:
         raise ExpirationNotPositive(f"expiration is {envelope.expiration_ms} ms; {ExpirationNotPositive.__doc__}")
     if envelope.expiration_ms is not None and envelope.expiration_ms > MAX_EXPIRATION_MS:
-        raise PropertyRefused(f"expiration is over {MAX_EXPIRATION_MS} ms (49 days), the most RabbitMQ takes")
+        raise PropertyRefused(f"expiration is over {MAX_EXPIRATION_MS} ms (ten years), the most RabbitMQ takes")
     check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
     if len(envelope.body) > max_body_bytes:
         raise BodyTooLarge(
