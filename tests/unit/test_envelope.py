@@ -108,7 +108,7 @@ BROKEN = [
       (0, -1, -0.0001, timedelta(0), timedelta(seconds=-1))],
     *[({"expiration": value}, InvalidMessage, "a timedelta or a number of seconds") for value in
       (math.nan, math.inf, -math.inf, "soon", object())],
-    ({"expiration": timedelta(milliseconds=MAX_EXPIRATION_MS + 1)}, PropertyRefused, "49 days"),
+    ({"expiration": timedelta(milliseconds=MAX_EXPIRATION_MS + 1)}, PropertyRefused, "ten years"),
     # AMQP's short strings
     *[({name: "x" * 256}, PropertyRefused, f"{name} takes 256 bytes, AMQP carries at most 255") for name in SHORT],
     *[({name: "ä" * 128}, PropertyRefused, f"{name} takes 256 bytes") for name in SHORT],

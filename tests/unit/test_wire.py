@@ -12,7 +12,7 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from relmsg.broker.envelope import Envelope, check
+from relmsg.broker.envelope import MAX_EXPIRATION_MS, Envelope, check
 from relmsg.broker.headers import RESERVED
 from relmsg.broker.wire import Publication, frames, publication, received
 from relmsg.errors import InvalidMessage
@@ -48,7 +48,7 @@ ENVELOPES = st.builds(
     content_encoding=OPTIONAL,
     correlation_id=OPTIONAL,
     reply_to=OPTIONAL,
-    expiration_ms=st.none() | st.integers(1, 2**32 - 1),
+    expiration_ms=st.none() | st.integers(1, MAX_EXPIRATION_MS),
     timestamp=st.none()
     | st.datetimes(datetime(1970, 1, 1), datetime(2106, 1, 1), timezones=st.just(UTC)).map(
         lambda moment: moment.replace(microsecond=0)
