@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ def encode_body(body: object) -> tuple[bytes, str]:
     bytes stay as they are, str becomes UTF-8; dict, list, tuple, dataclass, ``msgspec.Struct`` and pydantic models
     become JSON. What is stored is what is sent: nothing is encoded a second time.
 
-    :raises BodyNotEncodable: for any other type, and for values JSON does not know.
+    :raises BodyNotEncodable: for any other type, and for values JSON does not know, such as NaN.
     """
     try:
         if isinstance(body, bytes | bytearray | memoryview):
@@ -29,9 +30,10 @@ def encode_body(body: object) -> tuple[bytes, str]:
         if isinstance(body, str):
             return body.encode(), TEXT
         if is_pydantic(type(body)):
-            return body.model_dump_json().encode(), JSON  # type: ignore[attr-defined]
+            raw = body.model_dump_json().encode()  # type: ignore[attr-defined]
+            return _with_finite_numbers(raw, body), JSON
         if isinstance(body, dict | list | tuple | msgspec.Struct) or dataclasses.is_dataclass(body):
-            return msgspec.json.encode(body, enc_hook=_encode_pydantic), JSON
+            return _with_finite_numbers(msgspec.json.encode(body, enc_hook=_encode_pydantic), body), JSON
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise BodyNotEncodable(f"the body cannot be encoded: {error}") from error
     raise BodyNotEncodable(
@@ -63,6 +65,25 @@ def decoder_for(target: Any) -> Callable[[bytes], Any] | None:
 def is_pydantic(target: Any) -> bool:
     """Whether a type is a pydantic (version 2) model; pydantic itself is never imported."""
     return isinstance(target, type) and hasattr(target, "model_validate_json") and hasattr(target, "model_fields")
+
+
+def _with_finite_numbers(raw: bytes, body: object) -> bytes:
+    """The bytes, if no number was lost: msgspec and pydantic both write NaN and infinities as null, without a word."""
+    if b"null" in raw and _has_infinite(msgspec.to_builtins(body, enc_hook=_as_builtins)):
+        raise ValueError("JSON has no NaN and no infinity, they would arrive as null")
+    return raw
+
+
+def _has_infinite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_infinite, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_infinite, value))
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _as_builtins(value: Any) -> Any:
+    return value.model_dump() if is_pydantic(type(value)) else str(value)
 
 
 def _encode_pydantic(value: Any) -> Any:

@@ -10,6 +10,7 @@ Every point is registered here, so that a test can go through all of them and no
 from __future__ import annotations
 
 import os
+import re
 import signal
 
 from relmsg.errors import RelmsgError, SettingsError
@@ -44,7 +45,7 @@ def parse(text: str) -> dict[str, tuple[str, int]]:
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, rest = item.partition("=")
         action, _, count = rest.partition("@")
-        if name not in FAILPOINTS or action not in ACTIONS or not (count or "1").isdigit():
+        if name not in FAILPOINTS or action not in ACTIONS or not re.fullmatch("[1-9][0-9]{0,8}", count or "1"):
             raise SettingsError(
                 f"RELMSG_FAILPOINTS: {item!r} is not name=action@count; names: {', '.join(FAILPOINTS)}; "
                 f"actions: {', '.join(ACTIONS)}"

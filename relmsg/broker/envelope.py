@@ -10,7 +10,7 @@ from uuid import UUID
 
 from relmsg.broker.headers import check_headers
 from relmsg.codec import encode_body
-from relmsg.errors import BodyTooLarge, ExpirationNotPositive, InvalidMessage, PropertyRefused
+from relmsg.errors import BodyTooLarge, ExpirationNotPositive, PropertyRefused
 from relmsg.message import Message
 from relmsg.telemetry import trace_headers
 
@@ -127,12 +127,14 @@ def outbox_id(message: Message) -> UUID:
 def _milliseconds(expiration: timedelta | float | None) -> int | None:
     if expiration is None:
         return None
+    if isinstance(expiration, bool) or not isinstance(expiration, timedelta | int | float):
+        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {expiration!r}")
     try:
         seconds = expiration.total_seconds() if isinstance(expiration, timedelta) else float(expiration)
         # Half a millisecond is still in the future: rounding it to 0 would mean "drop at once".
         return max(1, round(seconds * 1000)) if seconds > 0 else round(seconds * 1000)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InvalidMessage(f"expiration is a timedelta or a number of seconds, not {expiration!r}") from error
+    except (ValueError, OverflowError) as error:  # NaN, infinity
+        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {expiration!r}") from error
 
 
 def _check_short(name: str, value: Any) -> None:

@@ -80,9 +80,15 @@ def test_the_bytes_are_a_copy():
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("make", [lambda n: {"number": n}, Plain, Struct, lambda n: Model(number=n)])
-def test_a_number_json_does_not_know_is_sent_as_null(number, make):
-    """NaN and infinities become null, as msgspec and pydantic both have it."""
-    assert b'"number":null' in encode_body(make(number))[0]
+def test_a_number_json_does_not_know_is_refused(number, make):
+    """NaN and infinities are refused: msgspec and pydantic would both send null, without a word."""
+    with pytest.raises(BodyNotEncodable, match="NaN"):
+        encode_body(make(number))
+
+
+def test_null_itself_is_sent():
+    """None among the values of a body is nothing to complain of."""
+    assert encode_body({"a": None, "b": [None, 1.5]}) == (b'{"a":null,"b":[null,1.5]}', "application/json")
 
 
 def _circle() -> list:

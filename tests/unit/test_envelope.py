@@ -106,7 +106,7 @@ BROKEN = [
     # expiration
     *[({"expiration": value}, ExpirationNotPositive, "positive") for value in
       (0, -1, -0.0001, timedelta(0), timedelta(seconds=-1))],
-    *[({"expiration": value}, InvalidMessage, "a timedelta or a number of seconds") for value in
+    *[({"expiration": value}, PropertyRefused, "a timedelta or a number of seconds") for value in
       (math.nan, math.inf, -math.inf, "soon", object())],
     ({"expiration": timedelta(milliseconds=MAX_EXPIRATION_MS + 1)}, PropertyRefused, "ten years"),
     # AMQP's short strings
