@@ -16,6 +16,10 @@ import pytest
 
 from compose import local
 from compose.local import Services, ServicesError
+from compose.services import installing
+from compose.services.directory import ROOT
+from compose.services.postgres import Postgres
+from compose.services.processes import alive, descendants
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 from tests.support.processes import Processes
@@ -41,12 +45,12 @@ def private():
 
 def running(processes):
     """Those of the processes that still run."""
-    return [each for each in processes if local._alive(each, {})]
+    return [each for each in processes if alive(each)]
 
 
 def services_of(process):
     """What a local.py has started so far, its guard too."""
-    return local._descendants(process.pid)
+    return descendants(process.pid)
 
 
 def name_of(process):
@@ -197,7 +201,7 @@ async def test_what_an_attached_process_has_restarted_is_stopped_too(children):
         "services.start_postgres(); os.kill(services.postgres_pid, signal.SIGSTOP); "
         "os.kill(services.broker_pid, signal.SIGSTOP); print('pids', services.broker_pid, services.postgres_pid)"
     )
-    process = await children.python(LOCAL, "run", "--", sys.executable, "-c", script, str(local.ROOT))
+    process = await children.python(LOCAL, "run", "--", sys.executable, "-c", script, str(ROOT))
     match = await process.line(r"^pids (\d+) (\d+)", within=150)
     assert await process.wait() == 0
     assert running([{"id": int(pid)} for pid in match.groups()]) == []
@@ -238,7 +242,7 @@ async def test_a_command_that_cannot_be_run_is_told_in_one_line(children):
 
 def test_what_is_missing_is_named_in_one_line(monkeypatch):
     """Who may not install is told what to install."""
-    monkeypatch.setattr(local, "_rabbitmq_sbin", lambda: None)
+    monkeypatch.setattr(installing, "rabbitmq_sbin", lambda: None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ServicesError) as raised:
         Services().start()
@@ -250,15 +254,17 @@ def test_a_start_that_half_fails_leaves_nothing(monkeypatch):
     """PostgreSQL refuses to start: the error shows the end of its log, and the broker, already booting, is ended."""
     seen = []
 
-    class Broken(Services):
-        def _launch_postgres(self):
-            state = self._state()
-            seen.extend([state["rabbitmq"]["script"], state["epmd"]["pid"], Path(state["directory"])])
-            with (Path(state["postgres"]["data"]) / "postgresql.conf").open("a") as conf:
-                conf.write("no_such_setting = 1\n")
-            super()._launch_postgres()
+    services = Services()
+    launch = Postgres.launch
 
-    services = Broken()
+    def launch_broken(postgres):
+        state = json.loads(services.state_file.read_text())
+        seen.extend([state["rabbitmq"]["script"], state["epmd"]["pid"], Path(state["directory"])])
+        with (Path(state["postgres"]["data"]) / "postgresql.conf").open("a") as conf:
+            conf.write("no_such_setting = 1\n")
+        launch(postgres)
+
+    monkeypatch.setattr(Postgres, "launch", launch_broken)
     with pytest.raises(ServicesError, match=r"PostgreSQL ended while starting(.|\n)*no_such_setting"):
         services.start()
     *processes, directory = seen

@@ -1,0 +1,6 @@
+"""What compose/local.py is made of: starting, controlling and surely ending a private PostgreSQL and RabbitMQ.
+
+``services`` is the face of it all. Below it stand ``postgres``, ``rabbitmq`` and the ``guard`` that ends them; below
+these ``processes``, ``waiting``, ``state`` and the rest, which know nothing of either server.
+Only the standard library is needed, so that a fresh checkout can start its services before anything is installed.
+"""

@@ -1,0 +1,242 @@
+"""PostgreSQL and RabbitMQ as one thing: obtained, started, controlled and stopped together."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+from types import TracebackType
+
+from compose.services import installing, postgres
+from compose.services.directory import make_directory
+from compose.services.environment import AMQP_URL, DATABASE_URL, MANAGEMENT_URL, STATE
+from compose.services.errors import ServicesError
+from compose.services.guard import Guard, end_all
+from compose.services.postgres import Postgres
+from compose.services.progress import Report
+from compose.services.rabbitmq import RabbitMQ
+from compose.services.signals import handling
+from compose.services.state import State
+from compose.services.waiting import Cancellation
+
+START_ATTEMPTS = 3
+PORT_TAKEN = re.compile("address already in use|eaddrinuse", re.IGNORECASE)
+
+
+class Services:
+    """PostgreSQL and RabbitMQ under one's own hand.
+
+    ``start`` makes this object the owner; ``stop`` then ends both and removes their data. ``attach`` gives a process
+    that runs under ``local.py run`` the same control over them; for it ``stop`` does nothing. ``given`` only knows
+    URLs: what needs more raises ServicesError. All methods block; from a coroutine call them by ``asyncio.to_thread``.
+
+    What is running is written in the state file, so that owner and attached processes agree after every restart.
+    """
+
+    def __init__(self, report: Report | None = None, *, management: bool = False) -> None:
+        self.database_url = ""
+        self.amqp_url = ""
+        self.management_url: str | None = None
+        self.cancellation = Cancellation()  # for a signal handler: a start that is under way gives up
+        self._report = report or (lambda _: None)
+        self._management = management
+        self._guard: Guard | None = None
+        self._control(State(None))
+
+    # -- three ways to come to services
+
+    @classmethod
+    def attach(cls, state_file: str | Path | None = None) -> Services:
+        """The services that an outer process started and wrote into the state file (default: $RELMSG_LOCAL_STATE).
+
+        :raises ServicesError: if the variable is not set or the services are gone.
+        """
+        path = state_file or os.environ.get(STATE)
+        if not path:
+            raise ServicesError(f"{STATE} is not set: run this under `python compose/local.py run -- CMD`")
+        services = cls()
+        services._control(State(Path(path)))
+        services._take_urls()
+        return services
+
+    @classmethod
+    def given(cls, database_url: str, amqp_url: str) -> Services:
+        """Services that someone else runs: their URLs are known and nothing else."""
+        services = cls()
+        services.database_url, services.amqp_url = database_url, amqp_url
+        services.management_url = os.environ.get(MANAGEMENT_URL)
+        return services
+
+    @classmethod
+    def obtain(cls, report: Report | None = None, *, management: bool = False) -> Services:
+        """Those of the environment if it names both URLs, otherwise freshly started ones.
+
+        :raises ServicesError: if only one URL is given, or a service is missing or does not start.
+        """
+        services = cls.from_environment()
+        if services is None:
+            services = cls(report, management=management)
+            services.start()
+        return services
+
+    @classmethod
+    def from_environment(cls) -> Services | None:
+        """Those of the environment, or None if it names none. :raises ServicesError: if only one URL is given."""
+        database_url, amqp_url = os.environ.get(DATABASE_URL), os.environ.get(AMQP_URL)
+        if not database_url and not amqp_url:
+            return None
+        if not database_url or not amqp_url:
+            missing = AMQP_URL if database_url else DATABASE_URL
+            raise ServicesError(f"{missing} is not set: give both URLs, or none to have both services started")
+        if os.environ.get(STATE) and Path(os.environ[STATE]).exists():
+            services = cls.attach()
+            if (services.database_url, services.amqp_url) == (database_url, amqp_url):
+                return services
+        return cls.given(database_url, amqp_url)
+
+    # -- the whole
+
+    @property
+    def state_file(self) -> Path | None:
+        """By which another process can attach; None for services given by URL."""
+        return self._state.path
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the services can be stopped, restarted and asked by rabbitmqctl from here."""
+        return self.state_file is not None
+
+    @property
+    def owned(self) -> bool:
+        """Whether this object started them and will stop them."""
+        return self._guard is not None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a child process needs to use, and where possible to control, these services."""
+        named = {DATABASE_URL: self.database_url, AMQP_URL: self.amqp_url}
+        if self.management_url:
+            named[MANAGEMENT_URL] = self.management_url
+        if self.state_file:
+            named[STATE] = str(self.state_file)
+        return named
+
+    def start(self) -> None:
+        """Start both, at the same time, and return when both answer. On any failure nothing is left running.
+
+        :raises ServicesError: if a service is missing and cannot be installed, or does not answer within 90 s.
+        """
+        postgres_bin, sbin = installing.binaries(self._report)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self._start(postgres_bin, sbin)
+                return
+            except ServicesError as error:
+                # Someone else took a port between our choosing it and its use.
+                if attempt == START_ATTEMPTS or not PORT_TAKEN.search(str(error)):
+                    raise
+                self._report("a port was taken meanwhile, trying others")
+
+    def stop(self) -> None:
+        """End what this object started, whoever restarted it since, and remove its data. Twice is fine.
+
+        Quick, not gentle: the data is thrown away. Does nothing for services that someone else started.
+        """
+        if self._guard is None:
+            return
+        with handling(signal.SIG_IGN):  # a second Ctrl-C must not interrupt the cleaning up
+            end_all(self._state)
+            self._guard.dismiss()
+            self._guard = None
+
+    def __enter__(self) -> Services:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    # -- RabbitMQ
+
+    @property
+    def broker_pid(self) -> int:
+        """The Erlang VM's process id, for SIGSTOP and SIGKILL. :raises ServicesError: while the broker is down."""
+        return self._rabbitmq.pid
+
+    def rabbitmqctl(self, *arguments: str) -> str:
+        """What ``rabbitmqctl ARGUMENTS`` prints on the private node; about 1 s each.
+
+        :raises ServicesError: if it fails or does not end within 60 s, with its own words.
+        """
+        return self._rabbitmq.ctl(*arguments)
+
+    def restart_rabbitmq(self, graceful: bool = True) -> None:
+        """Stop the broker and start it on the same port with the same data; return when it answers."""
+        self.stop_rabbitmq(graceful)
+        self.start_rabbitmq()
+
+    def stop_rabbitmq(self, graceful: bool = True) -> None:
+        """By SIGTERM, at most 30 s, or by SIGKILL at once; return when the broker is gone."""
+        self._rabbitmq.end(graceful)
+
+    def start_rabbitmq(self) -> None:
+        """Start the broker again after ``stop_rabbitmq`` or after it was killed; return when it answers.
+
+        :raises ServicesError: if it is still running, or does not answer within 90 s.
+        """
+        self._rabbitmq.start()
+
+    # -- PostgreSQL
+
+    @property
+    def postgres_pid(self) -> int:
+        """The postmaster's process id. :raises ServicesError: while PostgreSQL is down."""
+        return self._postgres.pid
+
+    def stop_postgres(self, graceful: bool = True) -> None:
+        """Cut all sessions and stop with a checkpoint, or as a crash ("immediate": recovery at the next start)."""
+        self._postgres.end(graceful)
+
+    def start_postgres(self) -> None:
+        """Start PostgreSQL again on the same port with the same data; return when it answers.
+
+        :raises ServicesError: if it is still running, or does not answer within 90 s.
+        """
+        self._postgres.start()
+
+    # -- inside
+
+    def _control(self, state: State) -> None:
+        self._state = state
+        self._postgres = Postgres(state, self.cancellation)
+        self._rabbitmq = RabbitMQ(state, self.cancellation)
+
+    def _take_urls(self) -> None:
+        state = self._state.read()
+        self.database_url = state["postgres"]["url"]
+        self.amqp_url = state["rabbitmq"]["url"]
+        self.management_url = state["rabbitmq"].get("management_url")
+
+    def _start(self, postgres_bin: Path, sbin: Path) -> None:
+        begun = time.monotonic()
+        user = postgres.account()
+        directory = make_directory(user)
+        self._control(State.create(directory))
+        self._guard = Guard(self._state)
+        try:
+            self._report("starting RabbitMQ and PostgreSQL")
+            self._rabbitmq.prepare(directory, sbin, management=self._management)
+            self._rabbitmq.launch()
+            self._postgres.prepare(directory, postgres_bin, user)
+            self._postgres.launch()
+            self._postgres.wait_until_ready()
+            self._report(f"PostgreSQL answers after {time.monotonic() - begun:.1f} s")
+            self._rabbitmq.wait_until_ready()
+            self._report(f"RabbitMQ answers after {time.monotonic() - begun:.1f} s")
+            self._take_urls()
+        except BaseException:
+            self.stop()
+            raise
