@@ -51,7 +51,6 @@ class ConfirmChannel:
         """Send a batch and wait for all its receipts, in the order of ``publishes``.
 
         :raises BrokerAway: nothing at all could be sent.
-        :raises InvalidMessage: a message cannot be encoded; nothing of its batch was sent.
         """
         receipts: dict[int, Receipt] = {}
         waiting = list(enumerate(publishes))
@@ -61,7 +60,7 @@ class ConfirmChannel:
                 self._answered.clear()
                 await self._answered.wait()
                 continue
-            batch = await self._send(free, waiting, first=not receipts)
+            batch = await self._send(free, first=not receipts)
             await batch.answered()
             receipts.update(batch.receipts)
         return [receipts[position] for position in range(len(publishes))]
@@ -103,15 +102,10 @@ class ConfirmChannel:
             await self._connection.require_unblocked()
             return self._channel
 
-    async def _send(
-        self, items: Sequence[tuple[int, Publication]], later: Sequence[tuple[int, Publication]], *, first: bool
-    ) -> Batch:
+    async def _send(self, items: Sequence[tuple[int, Publication]], *, first: bool) -> Batch:
         try:
             channel = await self._open()
             encoded = [frames(publish, channel.number, self._connection.frame_max) for _, publish in items]
-            if first:  # a message that cannot be encoded must be told before any other is sent
-                for _, publish in later:
-                    frames(publish, channel.number, self._connection.frame_max)
         except BaseException as error:
             self._release(items)
             if first or not isinstance(error, RelmsgError):
@@ -143,7 +137,6 @@ async def publish_alone(connection: Connection, publish: Publication, *, deadlin
     """Send one message on a channel of its own: if the broker closes it, this message alone was the reason.
 
     :raises BrokerAway: it could not be sent.
-    :raises InvalidMessage: it cannot be encoded.
     """
     channel = ConfirmChannel(connection, deadline=deadline)
     try:

@@ -22,7 +22,7 @@ from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
 from relmsg.broker.error_headers import strip
 from relmsg.broker.error_reader import Reader, reading
 from relmsg.broker.receipt import Confirmed
-from relmsg.broker.wire import PERSISTENT, Publication
+from relmsg.broker.wire import PERSISTENT, Publication, copy_of
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import AccessRefused, InvalidMessage, UsageError
 from relmsg.message import Message
@@ -232,7 +232,7 @@ def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
         delivery_mode=PERSISTENT,
         priority=properties.priority,
     )
-    return Publication(message_id, "", queue, again, delivered.body)
+    return copy_of(message_id, "", queue, again, delivered.body)
 
 
 def _content_id(delivered: DeliveredMessage) -> str:

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 
 from relmsg.broker.answer import answer, really_cancelled
 from relmsg.broker.connection import Connection
-from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, received
+from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, copy_of, received
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import BrokerRefused, RelmsgError, UsageError
 from relmsg.message import Message
@@ -111,7 +111,7 @@ class Delivery:
             delivery_mode=PERSISTENT,
             priority=PRIORITY,
         )
-        return Publication(message_id, exchange, routing_key, properties, self._raw.body)
+        return copy_of(message_id, exchange, routing_key, properties, self._raw.body)
 
     @property
     def expiration(self) -> str | None:

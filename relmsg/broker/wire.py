@@ -2,99 +2,92 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from aiormq.abc import DeliveredMessage
-from pamqp import frame
-from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
+from relmsg.broker import encode
+from relmsg.broker.encode import KEY_HEADER, content_header, method_frame, table
 from relmsg.broker.envelope import Envelope
 from relmsg.errors import InvalidMessage
 from relmsg.message import Message
 
-KEY_HEADER = "relmsg-key"
 PERSISTENT = 2
 # RabbitMQ 4.3 sorts a quorum queue by priority and counts "none" as 4; aio-pika always sends 0. One fixed value keeps
 # everything we send in one line.
 PRIORITY = 0
 
-FRAME_END = b"\xce"
-FRAME_OVERHEAD = 8
-METHOD_FRAME = struct.Struct(">BHIHHH")
-MANDATORY = b"\x01"
-
-
-def properties(envelope: Envelope) -> Basic.Properties:
-    """The AMQP properties of an envelope: always persistent, one fixed priority, the ordering key as a header."""
-    headers: dict[str, Any] = dict(envelope.headers)
-    if envelope.ordering_key is not None:
-        headers[KEY_HEADER] = envelope.ordering_key
-    return Basic.Properties(
-        message_id=envelope.message_id,
-        message_type=envelope.type,
-        timestamp=envelope.timestamp,
-        content_type=envelope.content_type,
-        content_encoding=envelope.content_encoding,
-        correlation_id=envelope.correlation_id,
-        reply_to=envelope.reply_to,
-        app_id=envelope.source,
-        expiration=None if envelope.expiration_ms is None else str(envelope.expiration_ms),
-        headers=headers or None,
-        delivery_mode=PERSISTENT,
-        priority=PRIORITY,
-    )
-
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """One ``basic.publish`` to be made. Its properties name the ``message_id``: returns are matched by it."""
+    """One ``basic.publish`` to be made, encoded but for the channel it will go through.
+
+    ``header`` is the payload of its content header. It must name ``message_id``: returns are matched by it.
+    """
 
     message_id: str
     exchange: str
     routing_key: str
-    properties: Basic.Properties
+    header: bytes
     body: bytes
 
 
-def publication(envelope: Envelope) -> Publication:
-    """The publish of an envelope."""
-    return Publication(
-        envelope.message_id, envelope.exchange, envelope.routing_key, properties(envelope), envelope.body
-    )
+def publication(envelope: Envelope, headers: bytes | None = None) -> Publication:
+    """The publish of an envelope: always persistent, one fixed priority, the ordering key as a header.
 
-
-def frames(publish: Publication, channel: int, frame_max: int) -> bytes:
-    """The bytes of a mandatory ``basic.publish`` on a channel.
-
-    The method frame is packed here: pamqp refuses exchange names that RabbitMQ takes (over 127 characters, or with
-    characters outside its own pattern).
+    ``headers`` is the envelope's field table, where the caller has it already.
 
     :raises InvalidMessage: it cannot be encoded, whatever the encoder's own error was.
     """
-    try:
-        target = _short(publish.exchange) + _short(publish.routing_key)
-        header = ContentHeader(properties=publish.properties, body_size=len(publish.body))
-        parts = [
-            METHOD_FRAME.pack(1, channel, 6 + len(target) + 1, 60, 40, 0),
-            target,
-            MANDATORY,
-            FRAME_END,
-            frame.marshal(header, channel),
-        ]
-        room = frame_max - FRAME_OVERHEAD
-        parts.extend(
-            frame.marshal(ContentBody(publish.body[start : start + room]), channel)
-            for start in range(0, len(publish.body), room)
+    with _encodable(envelope.message_id):
+        method_frame(0, envelope.exchange, envelope.routing_key)
+        timestamp = envelope.timestamp
+        header = content_header(
+            len(envelope.body),
+            message_id=envelope.message_id,
+            delivery_mode=PERSISTENT,
+            priority=PRIORITY,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
+            table=table(envelope.headers, envelope.ordering_key) if headers is None else headers,
+            correlation_id=envelope.correlation_id,
+            reply_to=envelope.reply_to,
+            expiration=None if envelope.expiration_ms is None else str(envelope.expiration_ms),
+            timestamp=None if timestamp is None else int(timestamp.timestamp()),
+            type=envelope.type,
+            app_id=envelope.source,
         )
-    except Exception as error:  # pamqp raises four families of errors (reliability P7); all mean "never"
-        raise InvalidMessage(f"message {publish.message_id} cannot be encoded: {error}") from error
-    return b"".join(parts)
+    return Publication(envelope.message_id, envelope.exchange, envelope.routing_key, header, envelope.body)
+
+
+def copy_of(message_id: str, exchange: str, routing_key: str, properties: Basic.Properties, body: bytes) -> Publication:
+    """The publish of a message that was received, with exactly these properties.
+
+    :raises InvalidMessage: it cannot be encoded.
+    """
+    with _encodable(message_id):
+        method_frame(0, exchange, routing_key)
+        header = ContentHeader(properties=properties, body_size=len(body)).marshal()
+    return Publication(message_id, exchange, routing_key, header, body)
+
+
+def frames(publish: Publication, channel: int, frame_max: int) -> bytes:
+    """The bytes of a mandatory ``basic.publish`` on a channel."""
+    return encode.frames(channel, frame_max, publish.exchange, publish.routing_key, publish.header, publish.body)
+
+
+@contextmanager
+def _encodable(message_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pamqp and struct raise four families of errors (reliability P7); all mean "never"
+        raise InvalidMessage(f"message {message_id} cannot be encoded: {error}") from error
 
 
 def received(delivered: DeliveredMessage) -> Message:
@@ -120,8 +113,3 @@ def received(delivered: DeliveredMessage) -> Message:
         reply_to=props.reply_to,
         timestamp=props.timestamp if isinstance(props.timestamp, datetime) else None,
     )
-
-
-def _short(value: str) -> bytes:
-    raw = value.encode()
-    return bytes([len(raw)]) + raw

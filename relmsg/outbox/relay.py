@@ -22,7 +22,7 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
-from relmsg.errors import BrokerAway, DatabaseAway, InvalidMessage
+from relmsg.errors import BrokerAway, DatabaseAway
 from relmsg.migrate import require_current
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Holds
@@ -246,8 +246,6 @@ class Relay:
             for row in reversed(rows):
                 self._pending.again(row)
             await self._clock.sleep(0.25)
-        except InvalidMessage:
-            await self._settler.part_unencodable(rows)
         else:
             await self._settler.settle(rows, receipts, alone=False)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
+from relmsg.broker.encode import entries, joined
 from relmsg.broker.envelope import Envelope, check
+from relmsg.broker.headers import MAX_BYTES, check_headers
 from relmsg.broker.wire import Publication, publication
-from relmsg.errors import InvalidMessage
+from relmsg.errors import HeadersTooLarge, InvalidMessage
 
 
 class Destination(NamedTuple):
@@ -50,7 +54,11 @@ def row_of(record: Record, *, max_body_bytes: int) -> Row:
     """
     if record["expires_ms"] is not None and record["expires_ms"] <= 0:
         raise InvalidMessage("it expired before it could be sent")
-    headers = json.loads(record["headers"])
+    known = _headers(record["headers"])
+    key = record["ordering_key"]
+    table = joined(known.before, known.after, key)
+    if len(table) > MAX_BYTES:
+        raise HeadersTooLarge(f"the headers take {len(table)} bytes, at most {MAX_BYTES} may")
     envelope = Envelope(
         message_id=str(record["message_id"]),
         exchange=record["exchange"],
@@ -58,8 +66,8 @@ def row_of(record: Record, *, max_body_bytes: int) -> Row:
         body=record["body"],
         type=record["type"],
         source=record["source"],
-        ordering_key=record["ordering_key"],
-        headers=headers,
+        ordering_key=key,
+        headers=known.headers,
         content_type=record["content_type"],
         content_encoding=record["content_encoding"],
         correlation_id=record["correlation_id"],
@@ -67,11 +75,25 @@ def row_of(record: Record, *, max_body_bytes: int) -> Row:
         expiration_ms=record["expires_ms"],
         timestamp=record["sent_time"],
     )
-    check(envelope, max_body_bytes=max_body_bytes)
+    check(envelope, max_body_bytes=max_body_bytes, known_headers=True)
     return Row(
         id=record["id"],
         slot=record["slot"],
-        ordering_key=record["ordering_key"],
+        ordering_key=key,
         destination=Destination(envelope.exchange, envelope.routing_key),
-        publish=publication(envelope),
+        publish=publication(envelope, table),
     )
+
+
+class _Headers(NamedTuple):
+    headers: Mapping[str, Any]
+    before: bytes
+    after: bytes
+
+
+@lru_cache(maxsize=2048)
+def _headers(text: str) -> _Headers:
+    """Headers as PostgreSQL shows them, checked and encoded; most rows share theirs with many others."""
+    headers = json.loads(text)
+    check_headers(headers)
+    return _Headers(headers, *entries(headers))

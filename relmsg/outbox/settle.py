@@ -9,9 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from relmsg.broker.confirm import publish_alone
 from relmsg.broker.connection import Connection
 from relmsg.broker.receipt import Nacked, NotConfirmed, Receipt, Unknown
-from relmsg.broker.wire import frames
 from relmsg.clock import Clock
-from relmsg.errors import BrokerAway, DatabaseAway, InvalidMessage
+from relmsg.errors import BrokerAway, DatabaseAway
 from relmsg.failpoint import reach
 from relmsg.outbox.consequence import ABOUT_THE_EXCHANGE, Consequence, consequence
 from relmsg.outbox.holds import Hold, Holds
@@ -100,22 +99,6 @@ class Settler:
         for row_id, reason in reasons:
             log.error("parked row %s of the outbox: %s", row_id, reason)
         await self._surely(lambda: self._store.park(reasons))
-
-    async def part_unencodable(self, rows: Sequence[Row]) -> None:
-        """A batch could not be encoded: park the rows at fault, send the others again."""
-        bad: list[tuple[int, str]] = []
-        for row in reversed(rows):
-            try:
-                frames(row.publish, 1, self._alone.frame_max)
-            except InvalidMessage as error:
-                bad.append((row.id, f"cannot be sent: {error}"))
-            else:
-                self._pending.again(row)
-        await self.park(bad)
-        parked = {row_id for row_id, _ in bad}
-        for row in rows:
-            if row.id in parked:
-                self._pending.done(row)
 
     async def keep_probing(self) -> None:
         """Send the probe of every hold when it is due; a destination that answers is released."""

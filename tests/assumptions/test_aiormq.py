@@ -18,7 +18,7 @@ from aiormq.exceptions import ChannelNotFoundEntity, PublishError
 from pamqp import commands, frame
 
 from compose.local import Services
-from relmsg.broker.wire import Publication, frames
+from relmsg.broker.wire import copy_of, frames
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 
@@ -59,7 +59,7 @@ async def send(channel: aiormq.Channel, *routing_keys: str, recorder: Recorder |
             recorders.append(recorder or Recorder())
             channel.confirmations[channel.delivery_tag] = recorders[-1]
             channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-            data += frames(Publication(message_id, "", key, properties(message_id), b"x"), channel.number, 131_072)
+            data += frames(copy_of(message_id, "", key, properties(message_id), b"x"), channel.number, 131_072)
         drained = channel.create_future()
         await channel.write_queue.put(ChannelFrame(payload=data, should_close=False, drain_future=drained))
         await drained
