@@ -16,7 +16,7 @@ from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import seal
 from relmsg.broker.receipt import Confirmed, Nacked, Returned, Unknown
 from relmsg.broker.wire import Publication, publication
-from relmsg.errors import BrokerAway, InvalidMessage
+from relmsg.errors import BrokerAway
 from relmsg.message import Message
 from relmsg.testing import eventually
 from tests.support.broker import Broker
@@ -199,20 +199,6 @@ async def test_a_batch_larger_than_the_window_goes_piece_by_piece(connection, br
     assert most == 10
     assert [type(receipt) for receipt in receipts] == [Confirmed if n % 3 else Returned for n in range(95)]
     assert [receipt.message_id for receipt in receipts] == [each.message_id for each in publishes]
-
-
-@pytest.mark.parametrize("window", [100, 2])
-async def test_a_message_that_cannot_be_encoded_keeps_its_whole_batch_from_being_sent(connection, broker, window):
-    """InvalidMessage means that nothing of the batch was sent, also where the batch is larger than the window."""
-    await broker.queue("q")
-    channel = ConfirmChannel(connection, window=window, deadline=20)
-    bad = to("q")
-    bad.properties.headers = {"a": object()}
-    with pytest.raises(InvalidMessage, match="cannot be encoded"):
-        await channel.publish([to("q"), to("q"), to("q"), bad, to("q")])
-    assert channel.unconfirmed == 0
-    assert isinstance((await channel.publish([to("q")]))[0], Confirmed)
-    assert await broker.count("q") == 1
 
 
 async def test_bodies_of_any_size_arrive_whole(channel, connection, broker: Broker):
