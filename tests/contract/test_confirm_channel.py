@@ -14,7 +14,7 @@ from compose.local import Services
 from relmsg.broker.confirm import ConfirmChannel, publish_alone
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import seal
-from relmsg.broker.receipt import Confirmed, Nacked, Returned, Unknown
+from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.broker.wire import Publication, publication
 from relmsg.errors import BrokerAway
 from relmsg.message import Message
@@ -357,9 +357,14 @@ async def test_while_the_broker_blocks_publishing_is_refused_promptly(
     await channel.publish([to("q")])
     await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "absolute", "1MB")
     try:
-        # RabbitMQ tells a connection that it is blocked once that publishes.
-        first = asyncio.create_task(channel.publish([to("q")]))
-        await eventually(lambda: _is(connection.blocked, True))
+        before: list[asyncio.Task[list[Receipt]]] = []
+
+        def blocked() -> None:
+            """RabbitMQ tells a connection so once it publishes during the alarm, which may begin a moment later."""
+            before.append(asyncio.create_task(channel.publish([to("q")])))
+            assert connection.blocked
+
+        await eventually(blocked, within=20, every=0.2)
         began = time.monotonic()
         with pytest.raises(BrokerAway, match="blocked"):
             await channel.publish([to("q")])
@@ -369,10 +374,11 @@ async def test_while_the_broker_blocks_publishing_is_refused_promptly(
         await eventually(lambda: _is(connection.blocked_seconds > 0, True))
     finally:
         await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
-    assert isinstance((await first)[0], Confirmed)
+    sent = [each for each in await asyncio.gather(*before, return_exceptions=True) if not isinstance(each, BrokerAway)]
+    assert all(isinstance(receipt, Confirmed) for (receipt,) in sent)
     await eventually(lambda: _is(connection.blocked, False))
     assert isinstance((await channel.publish([to("q")]))[0], Confirmed)
-    assert await broker.count("q") == 3
+    assert await broker.count("q") == len(sent) + 2
     assert connection.generation == 1
 
 

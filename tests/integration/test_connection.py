@@ -269,16 +269,23 @@ async def test_an_alarm_is_noticed_and_its_end_too(amqp_url, services: Services)
         await channel.queue_declare("q")
         await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "absolute", "1MB")
         try:
-            publishing = asyncio.create_task(
-                channel.basic_publish(b"x", routing_key="q", properties=Basic.Properties(message_id="m"))
-            )
-            await eventually(lambda: _is(connection.blocked, True))
+            publishing: list[asyncio.Task[object]] = []
+
+            def blocked() -> None:
+                """The broker blocks who publishes during the alarm, and the alarm may begin a moment later."""
+                properties = Basic.Properties(message_id=str(len(publishing)))
+                publishing.append(
+                    asyncio.create_task(channel.basic_publish(b"x", routing_key="q", properties=properties))
+                )
+                assert connection.blocked
+
+            await eventually(blocked, within=20, every=0.2)
             with pytest.raises(BrokerAway, match="blocked publishing"):
                 await connection.channel()
             await eventually(lambda: _is(connection.blocked_seconds >= 0.5, True))
         finally:
             await asyncio.to_thread(services.rabbitmqctl, "set_vm_memory_high_watermark", "0.4")
-        await asyncio.wait_for(publishing, timeout=20)
+        await asyncio.wait_for(asyncio.gather(*publishing), timeout=20)
         await eventually(lambda: _is(connection.blocked, False))
         assert not (await connection.channel()).is_closed
 
