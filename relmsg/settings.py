@@ -20,6 +20,8 @@ PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
 # Variables that belong to relmsg without being a setting of a program.
 OTHER_VARIABLES = frozenset({"RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
+# What Kubernetes puts into every pod of a namespace for a Service called relmsg or relmsg-anything ("service links").
+SERVICE_LINK = re.compile(r"RELMSG_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error
 
 
@@ -89,8 +91,12 @@ def _database_url(text: str) -> str:
         raise ValueError("holds a blank (write it as %20)")
     try:
         _ = urlsplit(text).port
+        if re.split(r"[/?#]", rest, maxsplit=1)[0].count("@") > 1:
+            raise ValueError
     except ValueError:
-        raise ValueError("has no valid port (in a user or password write @ as %40, / as %2F, : as %3A)") from None
+        raise ValueError(
+            "has no valid host and port (in a user or password write @ as %40, / as %2F, : as %3A)"
+        ) from None
     return text
 
 
@@ -206,7 +212,7 @@ class Settings:
                 values[key] = (f"{config}: {key}", value)
         variables = {PREFIX + name.upper(): name for name in cls.KNOWN}
         for variable, text in sorted(environ.items()):
-            if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES:
+            if not variable.startswith(PREFIX) or variable in OTHER_VARIABLES or SERVICE_LINK.fullmatch(variable):
                 continue
             if variable not in variables:
                 mistakes.append(f"there is no setting {variable}{_meant(variable, variables)}")

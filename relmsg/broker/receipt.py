@@ -68,7 +68,8 @@ class Unknown(NotConfirmed):
     """
 
     def __init__(self, message_id: str, cause: BaseException, reply_code: int | None = None) -> None:
-        super().__init__(message_id, f"no answer from the broker, it may be stored or not: {cause}")
+        heard = "no answer from the broker" if reply_code is None else "the broker closed the channel"
+        super().__init__(message_id, f"{heard}, the message may be stored or not: {cause}")
         self.cause = cause
         self.reply_code = reply_code
         self.__cause__ = cause

@@ -206,6 +206,8 @@ async def _move(
         matching = await errors.count(wanted)
         most = matching if limit is None else min(matching, limit)
         report.tell(f"{matching} {'message matches' if matching == 1 else 'messages match'} in {errors.name}")
+        if wanted.message_id is not None and not matching:
+            raise RelmsgError(f"no message {wanted.message_id} is in {errors.name}")
         if dry_run or most == 0:
             if report.json:
                 report.print(errors.name, matching)

@@ -15,7 +15,7 @@ from relmsg.settings import Settings
 
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", show_default=False, help="This relay's name; no two may share one."),
+    typer.Option("--name", metavar="NAME", show_default=False, help="What to call this relay in status and logs."),
 ]
 
 

@@ -34,7 +34,7 @@ from relmsg.inbox.outcome import (
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn
-from relmsg.inbox.trouble import answering, brief, is_away, is_contention
+from relmsg.inbox.trouble import answering, is_away, is_contention, named
 from relmsg.message import Message
 from relmsg.retry import Retry
 
@@ -114,11 +114,12 @@ class Attempts:
                 return replace(outcome, attempts=attempt)
             self._metrics.retried(task.handler)
             log.info(
-                "message %s: attempt %d failed, the next in %.2f s: %s",
+                "message %s (%s): attempt %d failed, the next in %.2f s: %s",
                 task.identity.message_id,
+                task.message.type,
                 attempt,
                 delay,
-                brief(outcome.error),
+                named(outcome.error),
             )
             with self._rest():
                 await self._clock.sleep(delay)
@@ -192,7 +193,8 @@ class Attempts:
             cancelled = HandlerCancelled()
             cancelled.__cause__ = error
             return cancelled
-        except Exception as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
+            # SystemExit as well: a library that calls sys.exit() must not end the worker, and without a word at that.
             if not deadline.expired():
                 return HandlerEndedTransaction() if turn.was_ended_unseen() else error
         # Also where the handler swallowed its cancellation and came to an end: it was told to stop.

@@ -16,7 +16,7 @@ from relmsg.broker.wire import Publication
 from relmsg.errors import RelmsgError
 from relmsg.inbox.diagnosis import error_headers
 from relmsg.inbox.outcome import Failed, Unsettled
-from relmsg.inbox.trouble import brief
+from relmsg.inbox.trouble import named
 from relmsg.topology import error_queue_name
 
 log = logging.getLogger(__name__)
@@ -71,12 +71,13 @@ class ErrorExchange:
             return Unsettled(receipt)
         self._doubtful.discard(delivery.queue)
         log.warning(
-            "message %s from %s is in the error queue %s (%s): %s",
+            "message %s (%s) from %s is in the error queue %s (%s): %s",
             copy.message_id,
+            delivery.message.type,
             delivery.queue,
             copy.routing_key,
             failed.reason,
-            brief(failed.error),
+            named(failed.error),
         )
         return receipt
 

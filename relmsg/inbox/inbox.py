@@ -71,6 +71,11 @@ class Inbox:
     ) -> None:
         if not name:
             raise UsageError("Inbox(name): handled messages are remembered under this name, it cannot be empty")
+        if not isinstance(sessions, async_sessionmaker):
+            raise UsageError(
+                f"Inbox(name, sessions): sessions is an async_sessionmaker, not a {type(sessions).__name__}; "
+                "make one by async_sessionmaker(engine)"
+            )
         if missing_id not in ("reject", "hash"):
             raise UsageError('Inbox(missing_id=…) is "reject" or "hash"')
         self.name = name

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from sqlalchemy.exc import DBAPIError
 
 from relmsg.database import translate
-from relmsg.errors import DatabaseAway
+from relmsg.errors import DatabaseAway, RelmsgError
 from relmsg.settings import redact
 
 # PostgreSQL documentation, appendix A. Class 53 is "insufficient resources": disk full, out of memory, too many
@@ -66,6 +66,12 @@ def brief(error: BaseException) -> str:
     """An error on one line, without statements, parameters or passwords."""
     told = translate(error) or (error.orig if isinstance(error, DBAPIError) else None) or error
     return redact(" ".join(str(told).split()) or type(told).__name__)
+
+
+def named(error: BaseException) -> str:
+    """An error on one line, with its class before it unless it is one of ours: ``KeyError: 'id'``."""
+    told = brief(error)
+    return told if isinstance(error, RelmsgError) else f"{type(error).__name__}: {told}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

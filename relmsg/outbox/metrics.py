@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counted
+from collections.abc import Iterable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from relmsg.broker.receipt import Receipt
@@ -38,9 +41,10 @@ class RelayMetrics:
         for receipt in ("confirmed", "returned", "nacked", "unknown"):
             self.receipts.labels(receipt)
 
-    def count(self, receipt: Receipt) -> None:
-        """Count one receipt."""
-        self.receipts.labels(type(receipt).__name__.lower()).inc()
+    def count(self, receipts: Iterable[Receipt]) -> None:
+        """Count the receipts of a batch."""
+        for kind, number in Counted(map(type, receipts)).items():
+            self.receipts.labels(kind.__name__.lower()).inc(number)
 
     def measured(self, measure: Measure) -> None:
         """Show what waits."""

@@ -90,6 +90,8 @@ class Outbox:
         return OutboxExchange(self, tx, exchange)
 
     def _row(self, message: Message) -> dict[str, Any]:
+        if not isinstance(message, Message):
+            raise UsageError(f"publish(tx, message): the message is a relmsg.Message, not a {type(message).__name__}")
         envelope = seal(message, source=self.source, max_body_bytes=self.max_body_bytes)
         return {"message_id": outbox_id(message), **_columns(envelope)}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 
@@ -147,7 +148,8 @@ class Relay:
         self._slots = Slots(
             keeper,
             schema=settings.schema,
-            owner=settings.relay_name,
+            # Two processes told the same name, as replicas are, must still be two owners.
+            owner=f"{settings.relay_name}/{secrets.token_hex(3)}",
             lease=settings.lease,
             renew=settings.renew,
             clock=self._clock,

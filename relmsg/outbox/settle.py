@@ -68,8 +68,8 @@ class Settler:
         confirmed: list[Row] = []
         suspects: list[Row] = []
         about_exchange = True
+        self._metrics.count(receipts)
         for row, receipt in zip(reversed(rows), reversed(receipts), strict=True):
-            self._metrics.count(receipt)
             match consequence(receipt, alone=alone):
                 case Consequence.DELETE:
                     confirmed.append(row)
@@ -122,7 +122,7 @@ class Settler:
             self._holds.release(hold)
             log.info("%s is released", hold.destination)
         if outcome is Consequence.RESEND:
-            self._metrics.count(receipt)
+            self._metrics.count([receipt])
             await self._hold(hold.row, hold.destination, receipt)
         else:
             await self.settle([hold.row], [receipt], alone=True)

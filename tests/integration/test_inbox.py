@@ -461,3 +461,17 @@ async def test_the_effect_and_the_end_of_its_starts_commit_together(trial: Trial
     for expected in (Handled(), Duplicate()):
         assert await starts.counted(identity, lambda: trial.attempts.once(task)) == expected
         assert await starts.unfinished(identity) == 1
+
+
+async def test_sys_exit_in_a_handler_is_a_failure_and_not_the_end(trial: Trial) -> None:
+    """A library that calls sys.exit() fails its message, once; the worker lives on."""
+
+    async def leave(session: AsyncSession) -> None:
+        await session.execute(text("INSERT INTO effect VALUES ('never', 1)"))
+        raise SystemExit(3)
+
+    outcome = await trial.handle(leave, "1", retry=Retry(attempts=3))
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, SystemExit)
+    assert (outcome.reason, outcome.attempts) == ("handler_failed", 1)
+    assert await trial.committed() == (0, 0)

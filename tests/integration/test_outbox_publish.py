@@ -212,3 +212,10 @@ async def test_another_schema_is_written_where_it_says(
     async with engine.connect() as connection:
         assert await connection.scalar(text('SELECT count(*) FROM "we""ird".outbox_message')) == 1
     assert await rows(engine) == []
+
+
+async def test_arguments_in_the_wrong_order_are_told(sessions: async_sessionmaker[AsyncSession]) -> None:
+    """publish(message, session) is a slip that deserves a sentence."""
+    async with sessions() as session, session.begin():
+        with pytest.raises(UsageError, match=r"publish\(tx, message\)"):
+            await OUTBOX.publish(placed(), session)  # type: ignore[arg-type]

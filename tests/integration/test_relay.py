@@ -291,14 +291,33 @@ async def test_two_relays_share_the_slots_without_double_work(
 
             async def shared() -> None:
                 relays = (await Backlog(engine).status())["relays"]
-                assert [(each["relay"], each["slots"]) for each in relays] == [("one", 32), ("two", 32)]
+                shares = [(each["relay"].split("/")[0], each["slots"]) for each in relays]
+                assert shares == [("one", 32), ("two", 32)]
 
             await eventually(shared, within=15)
             await commit(sessions, *messages[2000:])
             await emptied(engine)
-        assert [each["relay"] for each in (await Backlog(engine).status())["relays"]] == ["one"]
+        assert [each["relay"].split("/")[0] for each in (await Backlog(engine).status())["relays"]] == ["one"]
     got = Counter(each.message_id for each in await broker.drain("q"))
     assert got == Counter(str(message.id) for message in messages)
+
+
+async def test_two_relays_of_one_name_are_two_relays(
+    engine: AsyncEngine, sessions: Sessions, database_url: str, amqp_url: str, broker: Broker
+) -> None:
+    """Replicas that were all told the same name share the slots like any others, and send nothing twice."""
+    await broker.queue("q")
+    alike = {"lease": 3.0, "renew": 1.0, "relay_name": "replica"}
+    async with relaying(database_url, amqp_url, **alike), relaying(database_url, amqp_url, **alike):
+
+        async def shared() -> None:
+            assert [each["slots"] for each in (await Backlog(engine).status())["relays"]] == [32, 32]
+
+        await eventually(shared, within=15)
+        for start in range(0, 1000, 100):
+            await commit(sessions, *(to("q", str(n), ordering_key=str(n % 10)) for n in range(start, start + 100)))
+        await emptied(engine)
+    assert sorted(int(each.body) for each in await broker.drain("q")) == list(range(1000))
 
 
 async def test_a_lost_connection_costs_nothing(

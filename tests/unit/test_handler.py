@@ -8,7 +8,7 @@ from unittest.mock import sentinel
 import msgspec
 import pydantic
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg.errors import HandlerRefused, Undecodable, UnknownType, UsageError
 from relmsg.inbox.handler import Handler, parameters
@@ -269,3 +269,10 @@ async def test_an_inbox_without_handlers_or_url_says_so(inbox: Inbox) -> None:
         await inbox.run()
     with pytest.raises(UsageError, match="no handler"):
         await inbox.run("amqp://localhost/")
+
+
+@pytest.mark.parametrize("wrong", [create_async_engine("postgresql+asyncpg://"), "postgresql://", None])
+def test_an_inbox_wants_a_sessionmaker(wrong):
+    """An engine or a URL in its place is told when the inbox is made."""
+    with pytest.raises(UsageError, match="async_sessionmaker"):
+        Inbox("billing", wrong)

@@ -224,3 +224,24 @@ def test_schema_names_that_postgresql_cannot_keep_are_refused(name):
     """What PostgreSQL would cut, refuse or reserve is refused before."""
     with pytest.raises(SettingsError, match="schema"):
         schema_name(name)
+
+
+def test_service_links_of_kubernetes_are_no_settings() -> None:
+    """What Kubernetes puts into a pod for a Service called relmsg or relmsg-relay is left alone."""
+    links = {
+        "RELMSG_SERVICE_HOST": "10.0.0.1",
+        "RELMSG_SERVICE_PORT": "80",
+        "RELMSG_PORT": "tcp://10.0.0.1:80",
+        "RELMSG_RELAY_SERVICE_PORT_METRICS": "9808",
+        "RELMSG_RELAY_PORT_9808_TCP": "tcp://10.0.0.1:9808",
+        "RELMSG_RELAY_PORT_9808_TCP_ADDR": "10.0.0.1",
+    }
+    assert Settings.load({}, links).schema == "relmsg"
+
+
+def test_an_unescaped_at_in_a_password_is_told_and_not_shown() -> None:
+    """The part of a password behind an @ would otherwise be taken for the host, and be shown."""
+    with pytest.raises(SettingsError, match="%40") as told:
+        Settings.load({"database_url": "postgresql://postgres:s3cr@et@127.0.0.1:1/x"}, {})
+    assert "et@" not in str(told.value)
+    assert "s3cr" not in str(told.value)
