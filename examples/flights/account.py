@@ -17,7 +17,6 @@ from examples.flights.flight import Flight
 from examples.flights.topology import AIRCRAFT_QUEUE
 from relmsg.schema import tables
 
-LISTED_AT_MOST = 1_000_000
 relmsg = tables()
 
 

@@ -122,11 +122,6 @@ class Connection:
         """The largest frame the broker takes, in bytes."""
         return self._current.connection_tune.frame_max if self._current is not None else 131_072
 
-    @property
-    def server_version(self) -> str:
-        """The broker's version, such as ``3.10.8``; empty before the first connection."""
-        return str(self._current.server_properties.get("version", "")) if self._current is not None else ""
-
     def abort(self) -> None:
         """Cut the socket at once, leaving unsent bytes behind; a new connection follows.
 

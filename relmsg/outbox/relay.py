@@ -126,6 +126,7 @@ class Relay:
             try:
                 await self._relay(stop)
                 await self._drain()
+                self._raise_failure()
             finally:
                 left = (*duties, *self._sending)
                 for task in left:
@@ -189,8 +190,7 @@ class Relay:
             while not stop.is_set():
                 self._beat_at = self._clock.monotonic()
                 self._wake.clear()
-                if self._failure is not None:
-                    raise self._failure  # a duty or a batch has failed: end here, the rows are sent by the next relay
+                self._raise_failure()
                 self._reader.follow(self._slots.owned - self._leaving)
                 self.metrics.slots.set(len(self._reader.slots))
                 self.metrics.held.set(len(self._holds))
@@ -226,19 +226,21 @@ class Relay:
                 break
             task = asyncio.create_task(self._publish(rows))
             self._sending.add(task)
-            task.add_done_callback(self._sent)
+            task.add_done_callback(self._sending.discard)
+            task.add_done_callback(self._ended)
             sent += len(rows)
         self.metrics.in_flight.set(self._channel.unconfirmed)
         return sent
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._sending.discard(task)
-        self._ended(task)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
+
+    def _raise_failure(self) -> None:
+        """A duty or a batch has failed unexpectedly: end here, and say so; the rows are sent by the next relay."""
+        if self._failure is not None:
+            raise self._failure
 
     async def _publish(self, rows: Sequence[Row]) -> None:
         try:

@@ -405,3 +405,32 @@ async def test_an_alarm_of_the_broker_is_waited_out(
     got = Counter(int(each.body) for each in await broker.drain("q"))
     assert set(got) == set(range(committed))
     assert max(got.values()) <= 2
+
+
+async def test_a_failure_while_draining_is_not_a_clean_end(
+    engine: AsyncEngine,
+    sessions: Sessions,
+    database_url: str,
+    amqp_url: str,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch that fails after the relay was told to stop ends it with that failure, and its rows stay."""
+    await broker.queue("q")
+    publishing, may_fail = asyncio.Event(), asyncio.Event()
+
+    async def fail(*_: object) -> None:
+        publishing.set()
+        await may_fail.wait()
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("relmsg.broker.confirm.ConfirmChannel.publish", fail)
+    await commit(sessions, to("q"))
+    relay, stop = Relay(Settings(database_url=database_url, amqp_url=amqp_url, probes="")), asyncio.Event()
+    running = asyncio.create_task(relay.run(stop))
+    await asyncio.wait_for(publishing.wait(), timeout=10)
+    stop.set()
+    asyncio.get_running_loop().call_later(0.2, may_fail.set)
+    with pytest.raises(ZeroDivisionError):
+        await running
+    assert await waiting(engine) == 1
