@@ -90,7 +90,7 @@ def upgrade_connection(connection: Connection, schema: str = DEFAULT_SCHEMA) -> 
         {"schema": schema},
     )
     version = _version(connection, schema)
-    if version is None and _holds_tables(connection, schema):
+    if version is None and _present(connection, schema, _names(schema)):
         raise SchemaError(
             f"schema {schema} holds relmsg's tables but not their version ({VERSION_TABLE}): they were not made by "
             "`relmsg db upgrade`; give relmsg another schema, or drop these tables if they are empty"
@@ -125,7 +125,7 @@ async def check(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEM
 
 
 async def require_current(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEMA) -> None:
-    """Return if the schema has the version this code is made for. One query; every process calls it at its start.
+    """Return if the schema has the version this code is made for, and its tables. Every process calls it at its start.
 
     :raises SchemaError: if relmsg's tables are missing, older, or newer than this code; its text says what to do.
     :raises DatabaseAway, AccessRefused: if it could not be found out.
@@ -139,6 +139,12 @@ async def require_current(bind: AsyncEngine | AsyncConnection, schema: str = DEF
         raise SchemaError(f"schema {schema} has version {version}, this relmsg needs {newest}: run `relmsg db upgrade`")
     if version != newest:
         raise SchemaError(_newer(schema, version))
+    if missing := await _on(bind, _missing, schema):
+        # Otherwise found out in the middle of the work, where it looks like an outage that will pass.
+        raise SchemaError(
+            f"schema {schema} has version {version}, but {', '.join(missing)} is missing: somebody dropped it; bring "
+            "it back as `relmsg db sql` defines it, `relmsg db check` tells when all is well"
+        )
 
 
 def include_object(
@@ -259,26 +265,30 @@ def _differences(connection: Connection, schema: str) -> list[str]:
 
 
 def _version(connection: Connection, schema: str) -> str | None:
-    if not _exists(connection, schema, [VERSION_TABLE]):
+    if not _present(connection, schema, [VERSION_TABLE]):
         return None
     quoted = connection.dialect.identifier_preparer.quote_schema(schema).replace(":", "\\:")
     versions = connection.execute(text(f"SELECT version_num FROM {quoted}.{VERSION_TABLE}")).scalars()  # noqa: S608
     return max(map(str, versions), default=None)
 
 
-def _holds_tables(connection: Connection, schema: str) -> bool:
-    return _exists(connection, schema, [table.name for table in tables(schema).metadata.tables.values()])
+def _names(schema: str) -> list[str]:
+    return [table.name for table in tables(schema).metadata.tables.values()]
 
 
-def _exists(connection: Connection, schema: str, names: list[str]) -> bool:
+def _missing(connection: Connection, schema: str) -> list[str]:
+    return sorted(set(_names(schema)) - _present(connection, schema, _names(schema)))
+
+
+def _present(connection: Connection, schema: str, names: list[str]) -> set[str]:
     found = connection.execute(
         text(
-            "SELECT 1 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE n.nspname = :schema AND c.relname = ANY(CAST(:names AS text[])) LIMIT 1"
+            "SELECT relname::text FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = relnamespace "
+            "WHERE n.nspname = :schema AND c.relname = ANY(CAST(:names AS text[]))"
         ),
         {"schema": schema, "names": names},
     )
-    return found.scalar() is not None
+    return set(found.scalars())
 
 
 def _newer(schema: str, version: str) -> str:

@@ -172,3 +172,12 @@ async def test_a_user_who_may_not_create_is_told_so(empty_url, empty_engine):
         await connection.execute(text("SET LOCAL ROLE pg_monitor"))
         with pytest.raises(AccessRefused, match="permission denied for database"), translated(empty_url):
             await connection.run_sync(migrate.upgrade_connection)
+
+
+async def test_a_dropped_table_is_told_at_the_start(empty_url, empty_engine):
+    """A process whose table somebody dropped does not start, instead of pausing later as if the database were away."""
+    await migrate.upgrade(empty_url)
+    async with empty_engine.begin() as connection:
+        await connection.execute(text("DROP TABLE relmsg.inbox_attempt"))
+    with pytest.raises(SchemaError, match="inbox_attempt is missing"):
+        await migrate.require_current(empty_engine)
