@@ -26,6 +26,7 @@ from relmsg.database import create_engine
 from relmsg.errors import BrokerAway, DatabaseAway
 from relmsg.migrate import require_current
 from relmsg.outbox.driver import Driver
+from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.metrics import Progress, RelayMetrics
 from relmsg.outbox.pending import Pending
@@ -40,8 +41,6 @@ from relmsg.settings import Settings
 log = logging.getLogger(__name__)
 
 BATCHES_IN_FLIGHT = 2  # the second is encoded and written while the broker works on the first
-KEEP_SECONDS = 1.0
-MEASURE_SECONDS = 2.0
 
 
 class Relay:
@@ -74,7 +73,6 @@ class Relay:
         self._holds = Holds(chance)
         self._wake = asyncio.Event()
         self._sending: set[asyncio.Task[None]] = set()
-        self._leaving: frozenset[int] = frozenset()
         self.started = asyncio.Event()
         self._failure: BaseException | None = None
         self._trouble: str | None = "starting"
@@ -119,7 +117,7 @@ class Relay:
             self.started.set()
             duties = [
                 asyncio.create_task(duty)
-                for duty in (self._keep_slots(), self._measure(publishing), self._settler.keep_probing())
+                for duty in (self._duties.keep_slots(), self._duties.measure(), self._settler.keep_probing())
             ]
             for task in duties:
                 task.add_done_callback(self._ended)
@@ -180,8 +178,17 @@ class Relay:
             batch=settings.batch,
             max_body_bytes=settings.max_body_bytes,
         )
-
-    # -- the loop: adjust, read, send ---------------------------------------------------------------------------------
+        self._duties = Duties(
+            self._slots,
+            self._store,
+            self._reader,
+            self._pending,
+            publishing,
+            metrics=self.metrics,
+            progress=self._progress,
+            clock=self._clock,
+            wake=self.wake,
+        )
 
     async def _relay(self, stop: asyncio.Event) -> None:
         stopped = asyncio.ensure_future(stop.wait())
@@ -191,7 +198,7 @@ class Relay:
                 self._beat_at = self._clock.monotonic()
                 self._wake.clear()
                 self._raise_failure()
-                self._reader.follow(self._slots.owned - self._leaving)
+                self._reader.follow(self._duties.readable)
                 self.metrics.slots.set(len(self._reader.slots))
                 self.metrics.held.set(len(self._holds))
                 found = await self._read()
@@ -252,40 +259,6 @@ class Relay:
             await self._clock.sleep(0.25)
         else:
             await self._settler.settle(rows, receipts, alone=False)
-
-    # -- duties beside the loop ----------------------------------------------------------------------------------------
-
-    async def _keep_slots(self) -> None:
-        while True:
-            try:
-                surplus = await self._slots.keep()
-                self._leaving = surplus
-                free = [slot for slot in surplus - self._reader.slots if not self._pending.out_of_slot(slot)]
-                if free:
-                    await self._slots.release(free)
-                    self._leaving -= frozenset(free)
-            except DatabaseAway as error:
-                log.warning("the lease could not be renewed: %s", error)
-            self._wake.set()
-            await self._clock.sleep(KEEP_SECONDS)
-
-    async def _measure(self, publishing: Connection) -> None:
-        while True:
-            began = self._clock.monotonic()
-            self.metrics.blocked.set(publishing.blocked_seconds)
-            self.metrics.reconnects.set(publishing.reconnects)
-            try:
-                measure = await self._store.measure(self._slots.owned)
-            except DatabaseAway:
-                await self._clock.sleep(MEASURE_SECONDS)
-                continue
-            self.metrics.measured(measure)
-            self._progress.backlog = measure.backlog
-            now = self._clock.monotonic()
-            if not measure.backlog:
-                self._progress.moved(now)
-            # Counting a backlog of millions takes seconds: then it is counted rarely.
-            await self._clock.sleep(max(MEASURE_SECONDS, 20 * (now - began)))
 
     async def _drain(self) -> None:
         if self._sending:
