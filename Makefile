@@ -9,14 +9,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOWEST := .venv-lowest
+BENCH  := .venv-bench
 LOCAL  := $(BIN)/python compose/local.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lowest check lint types layers services clean
+.PHONY: help demo test lowest bench bench-scale check lint types layers services clean
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## run the example on services of its own
 	@$(LOCAL) run -- $(BIN)/python -m examples.flights.demo $(ARGS)
@@ -29,6 +30,12 @@ LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,ou
 
 lowest: $(LOWEST)/.installed ## run the core tests on the oldest libraries we promise to work with
 	@$(LOWEST)/bin/python compose/local.py run -- $(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) $(ARGS)
+
+bench: $(BENCH)/.installed ## measure against the peers, 20 minutes; QUICK=1: only whether it all runs, 2 minutes
+	@$(BENCH)/bin/python -m tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
+
+bench-scale: $(BENCH)/.installed ## the rows of a million messages and more
+	@$(BENCH)/bin/python -m tests.benchmarks --scale $(if $(QUICK),--quick) $(ARGS)
 
 check: lint types layers ## lint, types and layers
 
@@ -46,7 +53,7 @@ services: $(STAMP) ## PostgreSQL and RabbitMQ until Ctrl-C; ARGS=--management fo
 	@$(LOCAL) up $(ARGS)
 
 clean: ## remove .venv, caches and what local services left
-	rm -rf $(VENV) $(LOWEST) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(VENV) $(LOWEST) $(BENCH) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian keeps ensurepip in a package of its own. pip reads [dependency-groups] since 25.1.
@@ -73,4 +80,13 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
 	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic]' \
 	  pytest pytest-asyncio hypothesis
+	@touch $@
+
+$(BENCH)/.installed: pyproject.toml tests/benchmarks/requirements.txt $(STAMP)
+	@[ -x $(BENCH)/bin/python ] || $(PYTHON) -m venv $(BENCH)
+	@echo "installing relmsg and its peers into $(BENCH)"
+	@$(BENCH)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BENCH)/bin/python -m pip install --quiet --editable . --requirement tests/benchmarks/requirements.txt || \
+	  { echo "the peers cannot be had here: their rows will say so" >&2; \
+	    $(BENCH)/bin/python -m pip install --quiet --editable .; }
 	@touch $@

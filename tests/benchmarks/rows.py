@@ -1,0 +1,8 @@
+"""All comparisons, in the order of the table. Those of a new file are added here."""
+
+from __future__ import annotations
+
+from tests.benchmarks.model import Comparison
+from tests.benchmarks.relay_rows import COMPARISONS as RELAY
+
+COMPARISONS: tuple[Comparison, ...] = (*RELAY,)
