@@ -1,4 +1,4 @@
-"""A private PostgreSQL and a private RabbitMQ from this machine's own binaries, for tests, demos and development.
+"""A private PostgreSQL and a private RabbitMQ on this machine, without Docker, for tests, demos and development.
 
     python compose/local.py run -- CMD...   start both, run CMD with their URLs in its environment, stop both
     python compose/local.py up              start both, print their URLs, stop both at Ctrl-C
@@ -7,6 +7,10 @@ They have data directories, ports, an Erlang node name, cookie and epmd of their
 machine's own servers are never touched. What was started is stopped, also after SIGINT, SIGTERM, SIGHUP, a start that
 half failed, and even after SIGKILL of this process: a small guard process waits for that. If RELMSG_DATABASE_URL
 and RELMSG_AMQP_URL are both set, nothing is started and those are used.
+
+    --rabbitmq 3|4, --postgres 15|17   that version (before the verb or after it); if this machine has another, it is
+                                       run by chroot in a tree of Debian's, made once by debootstrap (root, a minute,
+                                       0.6 GB) in $RELMSG_LOCAL_CACHE or ~/.cache/relmsg and shared by all checkouts
 
 Exit codes: that of CMD; 2 wrong use; 3 a service is missing or does not start.
 Only the standard library is needed; with rich and on a terminal there is a spinner.
@@ -23,11 +27,14 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TypedDict
 
 if not __package__:  # run as a script: Python looks beside it for modules, and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from compose.services.environment import AMQP_URL, DATABASE_URL
 from compose.services.errors import Interrupted, ServicesError
+from compose.services.programs import BY_POSTGRES, BY_RABBITMQ
 from compose.services.progress import progress
 from compose.services.services import Services
 from compose.services.signals import handling
@@ -35,22 +42,34 @@ from compose.services.signals import handling
 __all__ = ["Services", "ServicesError"]
 
 
+class Wanted(TypedDict):
+    """What Services are to be started with."""
+
+    management: bool
+    rabbitmq: str | None
+    postgres: str | None
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="local.py", description="a private PostgreSQL and RabbitMQ on this machine")
+    options = _options()
+    parser = argparse.ArgumentParser(
+        prog="local.py", description="a private PostgreSQL and RabbitMQ on this machine", parents=[options]
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    run = verbs.add_parser("run", help="start both, run a command with their URLs in its environment, stop both")
-    up = verbs.add_parser("up", help="start both, print their URLs, stop both at Ctrl-C")
-    for verb in (run, up):
-        verb.add_argument("--management", action="store_true", help="with RabbitMQ's management interface")
+    run = verbs.add_parser(
+        "run", help="start both, run a command with their URLs in its environment, stop both", parents=[options]
+    )
+    verbs.add_parser("up", help="start both, print their URLs, stop both at Ctrl-C", parents=[options])
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(arguments, argparse.Namespace(management=False, rabbitmq=None, postgres=None))
+    wanted = Wanted(management=given.management, rabbitmq=given.rabbitmq, postgres=given.postgres)
     try:
         if given.verb == "up":
-            return _up(given.management)
+            return _up(wanted)
         command = given.command[1:] if given.command[:1] == ["--"] else given.command
         if not command:
             run.error("give a command: local.py run -- CMD...")
-        return _run(command, given.management)
+        return _run(command, wanted)
     except ServicesError as error:
         print(f"local.py: {error}", file=sys.stderr)
         return 3
@@ -58,8 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + interrupted.signum
 
 
-def _run(command: Sequence[str], management: bool) -> int:
-    with _started(management) as services:
+def _options() -> argparse.ArgumentParser:
+    """Those that may stand before the verb and after it: hence no defaults, which would undo what stood before."""
+    options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    options.add_argument("--rabbitmq", choices=[*BY_RABBITMQ], help="its major version (default: as found)")
+    options.add_argument("--postgres", choices=[*BY_POSTGRES], help="its major version (default: as found)")
+    options.add_argument("--management", action="store_true", help="with RabbitMQ's management interface")
+    return options
+
+
+def _run(command: Sequence[str], wanted: Wanted) -> int:
+    with _started(wanted) as services:
         child: subprocess.Popen[bytes] | None = None
         early: list[int] = []
 
@@ -80,9 +108,9 @@ def _run(command: Sequence[str], management: bool) -> int:
             return code if code >= 0 else 128 - code
 
 
-def _up(management: bool) -> int:
+def _up(wanted: Wanted) -> int:
     ended = threading.Event()
-    with _started(management) as services, handling(lambda *_: ended.set()):
+    with _started(wanted) as services, handling(lambda *_: ended.set()):
         for name, value in services.environment.items():
             print(f"{name}={value}", flush=True)
         if services.owned:
@@ -91,16 +119,18 @@ def _up(management: bool) -> int:
     return 0
 
 
-def _started(management: bool) -> Services:
+def _started(wanted: Wanted) -> Services:
     """Those of the environment, or started ones; a signal during the start ends it cleanly.
 
     :raises Interrupted: after such a signal, when nothing is left running.
     """
     services = Services.from_environment()
     if services is not None:
+        if wanted["rabbitmq"] or wanted["postgres"]:
+            raise ServicesError(f"{DATABASE_URL} and {AMQP_URL} are set: unset both, or leave the versions to them")
         return services
     with progress() as report:
-        services = Services(report, management=management)
+        services = Services(report, **wanted)
 
         def end(signum: int, _: FrameType | None) -> None:
             services.cancellation.signum = signum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import tempfile
 from pathlib import Path
 
@@ -12,9 +11,8 @@ from compose.services.errors import ServicesError
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def make_directory(user: str | None) -> Path:
-    """A new one that this user (None: ourselves) can pass through: in .local/ of the checkout, else a temporary one."""
-    uid = pwd.getpwnam(user).pw_uid if user else os.geteuid()
+def make_directory(uid: int) -> Path:
+    """A new one that this user can pass through: in .local/ of the checkout, else a temporary one."""
     for base in (ROOT / ".local", Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108 (mkdtemp below)
         try:
             base.mkdir(exist_ok=True)

@@ -8,6 +8,9 @@ DATABASE_URL = "RELMSG_DATABASE_URL"
 AMQP_URL = "RELMSG_AMQP_URL"
 MANAGEMENT_URL = "RELMSG_MANAGEMENT_URL"
 STATE = "RELMSG_LOCAL_STATE"
+CACHE = "RELMSG_LOCAL_CACHE"
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # Debian's own programs, root's too
 
 
 def for_servers() -> dict[str, str]:

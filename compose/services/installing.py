@@ -1,4 +1,4 @@
-"""The server programs this machine has, installed first if they are missing and we may."""
+"""Server programs looked for, on this machine or in a Debian tree, and packages installed on this machine."""
 
 from __future__ import annotations
 
@@ -10,58 +10,40 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from compose.services.environment import AMQP_URL, DATABASE_URL
 from compose.services.errors import ServicesError
 from compose.services.progress import Report
+from compose.services.userland import HERE, Userland
 
 
-def binaries(report: Report) -> tuple[Path, Path]:
-    """The directories of PostgreSQL's and of RabbitMQ's programs.
-
-    :raises ServicesError: if one is missing and cannot be installed, which takes root and apt-get.
-    """
-    missing = []
-    if postgres_bin() is None:
-        missing.append("postgresql")
-    if rabbitmq_sbin() is None:
-        missing.append("rabbitmq-server")
-    if missing:
-        names = " ".join(missing)
-        if os.geteuid() != 0 or not shutil.which("apt-get"):
-            raise ServicesError(
-                f"not installed: {names} (Debian: apt-get install --no-install-recommends {names}), "
-                f"or set {DATABASE_URL} and {AMQP_URL}"
-            )
-        _install(missing, report)
-    postgres, rabbitmq = postgres_bin(), rabbitmq_sbin()
-    if postgres is None or rabbitmq is None:
-        raise ServicesError(f"{' '.join(missing)}: installed, yet not found where Debian puts it")
-    return postgres, rabbitmq
-
-
-def postgres_bin() -> Path | None:
-    """The directory of the newest PostgreSQL server programs."""
+def postgres_bin(version: str | None = None, userland: Userland = HERE) -> Path | None:
+    """The directory of the newest PostgreSQL server programs, or of the newest of this major version."""
     patterns = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql@*/bin")
-    versioned = [found for pattern in patterns for found in _newest_first(pattern)]
-    on_path = [Path(found).resolve().parent for name in ("initdb", "postgres") if (found := shutil.which(name))]
-    for directory in [*versioned, *on_path, Path("/usr/local/pgsql/bin"), Path("/usr/lib/postgresql/bin")]:
-        if all(os.access(directory / program, os.X_OK) for program in ("initdb", "postgres")):
+    found = [directory for pattern in patterns for directory in _newest_first(pattern, userland)]
+    if userland.root is None:
+        found += [Path(path).resolve().parent for name in ("initdb", "postgres") if (path := shutil.which(name))]
+        found += [Path("/usr/local/pgsql/bin"), Path("/usr/lib/postgresql/bin")]
+    for directory in found:
+        if _has(userland, directory, "initdb", "postgres") and version in (None, _postgres_version(directory)):
             return directory
     return None
 
 
-def rabbitmq_sbin() -> Path | None:
+def rabbitmq_sbin(version: str | None = None, userland: Userland = HERE) -> Path | None:
     """The directory of RabbitMQ's own scripts; Debian's wrappers in /usr/sbin change the user and are no use here."""
-    found = _newest_first("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin")
-    on_path = shutil.which("rabbitmq-server")
-    for directory in [*found, *([Path(on_path).parent] if on_path else [])]:
-        if all(os.access(directory / script, os.X_OK) for script in ("rabbitmq-server", "rabbitmqctl")):
+    found = _newest_first("usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin", userland)
+    if userland.root is None and (on_path := shutil.which("rabbitmq-server")):
+        found.append(Path(on_path).parent)
+    for directory in found:
+        has = _has(userland, directory, "rabbitmq-server", "rabbitmqctl")
+        if has and version in (None, _rabbitmq_version(directory, userland)):
             return directory
     return None
 
 
-def epmd(environment: dict[str, str]) -> str:
+def epmd(userland: Userland, environment: dict[str, str]) -> str:
     """Erlang's port mapper, which Erlang may keep to itself. :raises ServicesError: if there is none."""
+    if userland.root:
+        return "/usr/bin/epmd"
     if found := shutil.which("epmd"):
         return found
     asked = subprocess.run(
@@ -73,14 +55,34 @@ def epmd(environment: dict[str, str]) -> str:
     raise ServicesError("Erlang's epmd was not found: put it on PATH")
 
 
-def _newest_first(pattern: str) -> list[Path]:
-    """The directories below / that match, by the numbers in their names."""
+def _newest_first(pattern: str, userland: Userland) -> list[Path]:
+    """The directories there that match, by the numbers in their names."""
+    root = userland.outside("/")
     return sorted(
-        Path("/").glob(pattern), key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], reverse=True
+        (Path("/") / path.relative_to(root) for path in root.glob(pattern)),
+        key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))],
+        reverse=True,
     )
 
 
-def _install(packages: Sequence[str], report: Report) -> None:
+def _has(userland: Userland, directory: Path, *programs: str) -> bool:
+    return all(os.access(userland.outside(directory / program), os.X_OK) for program in programs)
+
+
+def _postgres_version(directory: Path) -> str:
+    if named := re.search(r"(?:postgresql[/@]|pgsql-)(\d+)", str(directory)):
+        return named[1]
+    said = subprocess.run([directory / "postgres", "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603
+    return "".join(re.findall(r"PostgreSQL\) (\d+)", said))
+
+
+def _rabbitmq_version(directory: Path, userland: Userland) -> str:
+    """By the name of its core: asking the broker itself takes an Erlang VM."""
+    home = (userland.outside(directory) / "rabbitmq-server").resolve().parent.parent
+    return "".join(re.findall(r"rabbit-(\d+)", " ".join(path.name for path in home.glob("plugins/rabbit-[0-9]*"))))
+
+
+def install(packages: Sequence[str], report: Report) -> None:
     """By apt-get, without letting the packages start services of their own."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with contextlib.ExitStack() as temporary:

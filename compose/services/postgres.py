@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from compose.services.environment import for_servers
 from compose.services.errors import ServicesError
 from compose.services.ports import free_ports
-from compose.services.processes import alive, descendants, gone, kill, send, spawn
+from compose.services.processes import Process, alive, descendants, gone, kill, send, spawn
+from compose.services.programs import Programs
 from compose.services.state import State
+from compose.services.userland import Userland
 from compose.services.waiting import Cancellation, until_answering, until_done
 
 SOCKET_PATH_BYTES = 107  # sun_path, less its terminating NUL
@@ -23,14 +23,14 @@ FAST_SECONDS = 30.0
 IMMEDIATE_SECONDS = 10.0
 
 
-def account() -> str | None:
-    """Who PostgreSQL runs as if we are root, whom it refuses; None: as ourselves."""
+def account(userland: Userland) -> list[int] | None:
+    """User and group id that PostgreSQL runs as if we are root, whom it refuses; None: as ourselves."""
     if os.geteuid() != 0:
         return None
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            return pwd.getpwnam(name).pw_name
-    raise ServicesError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+    owner = userland.owner("postgres", "nobody")
+    if owner is None:
+        raise ServicesError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+    return owner
 
 
 class Postgres:
@@ -48,7 +48,7 @@ class Postgres:
             raise ServicesError("PostgreSQL is not running")
         return int(process["id"])
 
-    def prepare(self, directory: Path, binaries: Path, user: str | None) -> None:
+    def prepare(self, directory: Path, programs: Programs, owner: list[int] | None) -> None:
         """Make an empty cluster below the directory, with a port and a password of its own."""
         home = directory / "postgres"
         home.mkdir(mode=0o700)
@@ -56,23 +56,22 @@ class Postgres:
         secret = home / "password"
         secret.touch(mode=0o600)
         secret.write_text(password)
-        if user:
-            owner = pwd.getpwnam(user)
+        if owner:
             for path in (home, secret):
-                os.chown(path, owner.pw_uid, owner.pw_gid)
+                os.chown(path, *owner)
         log = directory / "postgres.log"
         port = free_ports(1)[0]
         postgres: dict[str, Any] = {
-            "bin": str(binaries), "home": str(home), "data": str(home / "data"), "log": str(log), "port": port,
-            "user": user, "url": f"postgresql+asyncpg://postgres:{password}@127.0.0.1:{port}/postgres",
+            **programs.named(), "owner": owner, "home": str(home), "data": str(home / "data"), "log": str(log),
+            "port": port, "url": f"postgresql+asyncpg://postgres:{password}@127.0.0.1:{port}/postgres",
         }  # fmt: skip
         # --no-sync: the empty cluster need not survive a power cut; what is committed later is synced as ever.
         initdb = [
-            str(binaries / "initdb"), "-D", postgres["data"], "-U", "postgres", "--pwfile", str(secret),
+            "initdb", "-D", postgres["data"], "-U", "postgres", "--pwfile", str(secret),
             "-A", "scram-sha-256", "-E", "UTF8", "--no-locale", "--no-sync",
         ]  # fmt: skip
         with self._state.changed() as state:
-            postgres["initdb"] = spawn(initdb, log, **_options(postgres))
+            postgres["initdb"] = _spawn(postgres, initdb)
             state["postgres"] = postgres
         until_done("initdb", postgres["initdb"], log, self._cancellation)
         # A cluster whose socket path would be too long has none: TCP on the loopback is all we use.
@@ -95,20 +94,20 @@ class Postgres:
         """Start it and do not wait."""
         with self._state.changed() as state:
             postgres = state["postgres"]
-            command = [str(Path(postgres["bin"]) / "postgres"), "-D", postgres["data"]]
-            postgres["pid"] = spawn(command, Path(postgres["log"]), **_options(postgres))
+            postgres["pid"] = _spawn(postgres, ["postgres", "-D", postgres["data"]])
 
     def wait_until_ready(self) -> None:
         """:raises ServicesError: if it ends, or does not answer within 90 s."""
         postgres = self._known
-        is_ready = [str(Path(postgres["bin"]) / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(postgres["port"])]
+        has_is_ready = Userland.of(postgres).outside(Path(postgres["bin"]) / "pg_isready").exists()
+        is_ready, options = _invocation(postgres, ["pg_isready", "-q", "-h", "127.0.0.1", "-p", str(postgres["port"])])
         lockfile = Path(postgres["data"]) / "postmaster.pid"
 
         def answers() -> bool:
             # The last line of the lock file comes first: it costs no process.
             with contextlib.suppress(OSError):
                 if lockfile.read_text().rstrip().endswith("ready"):
-                    return not Path(is_ready[0]).exists() or subprocess.run(is_ready, check=False).returncode == 0  # noqa: S603
+                    return not has_is_ready or subprocess.run(is_ready, **options, check=False).returncode == 0  # noqa: S603
             return False
 
         until_answering("PostgreSQL", postgres["pid"], answers, Path(postgres["log"]), self._cancellation)
@@ -134,6 +133,8 @@ class Postgres:
         initdb = self._known.get("initdb")
         if alive(initdb):
             kill([*descendants(initdb["id"]), initdb])
+        if self._known:
+            Userland.of(self._known).forget(str(Path(self._known["home"]).parent))
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -141,11 +142,14 @@ class Postgres:
         return known
 
 
-def _options(postgres: dict[str, Any]) -> dict[str, Any]:
-    """How its programs are started: at home, and never as root."""
-    environment = for_servers() | {"HOME": postgres["home"]}
-    options: dict[str, Any] = {"env": environment, "cwd": postgres["home"]}
-    if postgres["user"]:
-        owner = pwd.getpwnam(postgres["user"])
-        options |= {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
-    return options
+def _spawn(postgres: dict[str, Any], command: list[str]) -> Process:
+    invocation, options = _invocation(postgres, command)
+    return spawn(invocation, Path(postgres["log"]), **options)
+
+
+def _invocation(postgres: dict[str, Any], command: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """How one of its programs is started: at home, and never as root."""
+    userland = Userland.of(postgres)
+    program = [str(Path(postgres["bin"]) / command[0]), *command[1:]]
+    invocation, options = userland.invocation(program, postgres["home"], postgres["owner"])
+    return invocation, options | {"env": userland.environment() | {"HOME": postgres["home"]}}

@@ -8,13 +8,14 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from compose.services.environment import for_servers
 from compose.services.errors import ServicesError
 from compose.services.handshake import amqp_answers
 from compose.services.installing import epmd
 from compose.services.ports import accepts, free_ports
-from compose.services.processes import alive, descendants, gone, kill, named, send, spawn
+from compose.services.processes import Process, alive, descendants, gone, kill, named, send, spawn
+from compose.services.programs import Programs
 from compose.services.state import State
+from compose.services.userland import Userland
 from compose.services.waiting import Cancellation, until_answering
 
 USER = "relmsg"
@@ -44,10 +45,11 @@ class RabbitMQ:
     def ctl(self, *arguments: str) -> str:
         """What ``rabbitmqctl ARGUMENTS`` prints. :raises ServicesError: if it fails or takes more than 60 s."""
         rabbitmq = self._known
+        ctl, options = _invocation(rabbitmq, str(Path(rabbitmq["bin"]) / "rabbitmqctl"), "--quiet", *arguments)
         try:
             done = subprocess.run(  # noqa: S603
-                [str(Path(rabbitmq["sbin"]) / "rabbitmqctl"), "--quiet", *arguments],
-                env=rabbitmq["environment"],
+                ctl,
+                **options,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -59,9 +61,9 @@ class RabbitMQ:
         if done.returncode != 0:
             said = " ".join((done.stderr or done.stdout).split())
             raise ServicesError(f"rabbitmqctl {arguments[0]}: exit {done.returncode}: {said}")
-        return done.stdout
+        return str(done.stdout)
 
-    def prepare(self, directory: Path, sbin: Path, *, management: bool) -> None:
+    def prepare(self, directory: Path, programs: Programs, *, management: bool) -> None:
         """Make a node below the directory, with ports, cookie and password of its own, and start its epmd."""
         home = directory / "rabbitmq"
         home.mkdir(mode=0o700)
@@ -83,9 +85,9 @@ class RabbitMQ:
         (home / "rabbitmq.conf").chmod(0o600)
         (home / "enabled_plugins").write_text(f"[{','.join(plugins)}].\n")
         (home / "rabbitmq-env.conf").touch()  # in the place of the machine's own
-        environment = _environment(home, distribution_port, epmd_port)
+        environment = programs.userland.environment() | _environment(home, distribution_port, epmd_port)
         rabbitmq = {
-            "sbin": str(sbin), "home": str(home), "log": str(directory / "rabbitmq.log"), "port": port,
+            **programs.named(), "home": str(home), "log": str(directory / "rabbitmq.log"), "port": port,
             "password": password, "environment": environment, "url": f"amqp://{USER}:{password}@127.0.0.1:{port}/",
         }  # fmt: skip
         if management:
@@ -94,7 +96,7 @@ class RabbitMQ:
         log = directory / "epmd.log"
         with self._state.changed() as state:
             state["rabbitmq"] = rabbitmq
-            state["epmd"]["pid"] = process = spawn([epmd(environment)], log, env=environment)
+            state["epmd"]["pid"] = process = _spawn(rabbitmq, log, epmd(programs.userland, environment))
         until_answering("epmd", process, lambda: accepts(epmd_port), log, self._cancellation, EPMD_SECONDS)
 
     def start(self) -> None:
@@ -110,10 +112,8 @@ class RabbitMQ:
             rabbitmq = state["rabbitmq"]
             Path(rabbitmq["home"], "pid").unlink(missing_ok=True)
             rabbitmq.pop("pid", None)
-            command = [str(Path(rabbitmq["sbin"]) / "rabbitmq-server")]
-            rabbitmq["script"] = spawn(
-                command, Path(rabbitmq["log"]), env=rabbitmq["environment"], cwd=rabbitmq["home"]
-            )
+            server = str(Path(rabbitmq["bin"]) / "rabbitmq-server")
+            rabbitmq["script"] = _spawn(rabbitmq, Path(rabbitmq["log"]), server)
 
     def wait_until_ready(self) -> None:
         """:raises ServicesError: if it ends, or does not answer within 90 s."""
@@ -147,6 +147,8 @@ class RabbitMQ:
         self.end(graceful=False)
         if process := self._state.read()["epmd"].get("pid"):
             kill([process])
+        if self._known:
+            Userland.of(self._known).forget(str(Path(self._known["home"]).parent))
 
     @property
     def _known(self) -> dict[str, Any]:
@@ -154,10 +156,20 @@ class RabbitMQ:
         return known
 
 
+def _spawn(rabbitmq: dict[str, Any], log: Path, *command: str) -> Process:
+    invocation, options = _invocation(rabbitmq, *command)
+    return spawn(invocation, log, **options)
+
+
+def _invocation(rabbitmq: dict[str, Any], *command: str) -> tuple[list[str], dict[str, Any]]:
+    invocation, options = Userland.of(rabbitmq).invocation(command, rabbitmq["home"])
+    return invocation, options | {"env": rabbitmq["environment"]}
+
+
 def _environment(home: Path, distribution_port: int, epmd_port: int) -> dict[str, str]:
     """What keeps the node and its rabbitmqctl at home, on the loopback and away from the machine's own node."""
     loopback = "-kernel inet_dist_use_interface {127,0,0,1}"
-    return for_servers() | {
+    return {
         "HOME": str(home),
         "LANG": "C.UTF-8",
         "LC_ALL": "C.UTF-8",

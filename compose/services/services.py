@@ -9,12 +9,13 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from compose.services import installing, postgres
+from compose.services import postgres, programs
 from compose.services.directory import make_directory
 from compose.services.environment import AMQP_URL, DATABASE_URL, MANAGEMENT_URL, STATE
 from compose.services.errors import ServicesError
 from compose.services.guard import Guard, end_all
 from compose.services.postgres import Postgres
+from compose.services.programs import Programs
 from compose.services.progress import Report
 from compose.services.rabbitmq import RabbitMQ
 from compose.services.signals import handling
@@ -35,13 +36,22 @@ class Services:
     What is running is written in the state file, so that owner and attached processes agree after every restart.
     """
 
-    def __init__(self, report: Report | None = None, *, management: bool = False) -> None:
+    def __init__(
+        self,
+        report: Report | None = None,
+        *,
+        management: bool = False,
+        rabbitmq: str | None = None,
+        postgres: str | None = None,
+    ) -> None:
+        """``rabbitmq`` and ``postgres`` are major versions; None takes what this machine has, if need be installed."""
         self.database_url = ""
         self.amqp_url = ""
         self.management_url: str | None = None
         self.cancellation = Cancellation()  # for a signal handler: a start that is under way gives up
         self._report = report or (lambda _: None)
         self._management = management
+        self._versions = (rabbitmq, postgres)
         self._guard: Guard | None = None
         self._control(State(None))
 
@@ -126,12 +136,13 @@ class Services:
     def start(self) -> None:
         """Start both, at the same time, and return when both answer. On any failure nothing is left running.
 
-        :raises ServicesError: if a service is missing and cannot be installed, or does not answer within 90 s.
+        :raises ServicesError: if a service is missing and cannot be had, or does not answer within 90 s.
+        :raises Interrupted: if ``cancellation`` calls it off.
         """
-        postgres_bin, sbin = installing.binaries(self._report)
+        found = programs.find(self._report, self.cancellation, *self._versions)
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
-                self._start(postgres_bin, sbin)
+                self._start(*found)
                 return
             except ServicesError as error:
                 # Someone else took a port between our choosing it and its use.
@@ -220,17 +231,17 @@ class Services:
         self.amqp_url = state["rabbitmq"]["url"]
         self.management_url = state["rabbitmq"].get("management_url")
 
-    def _start(self, postgres_bin: Path, sbin: Path) -> None:
+    def _start(self, of_rabbitmq: Programs, of_postgres: Programs) -> None:
         begun = time.monotonic()
-        user = postgres.account()
-        directory = make_directory(user)
+        owner = postgres.account(of_postgres.userland)
+        directory = make_directory(owner[0] if owner else os.geteuid())
         self._control(State.create(directory))
         self._guard = Guard(self._state)
         try:
             self._report("starting RabbitMQ and PostgreSQL")
-            self._rabbitmq.prepare(directory, sbin, management=self._management)
+            self._rabbitmq.prepare(directory, of_rabbitmq, management=self._management)
             self._rabbitmq.launch()
-            self._postgres.prepare(directory, postgres_bin, user)
+            self._postgres.prepare(directory, of_postgres, owner)
             self._postgres.launch()
             self._postgres.wait_until_ready()
             self._report(f"PostgreSQL answers after {time.monotonic() - begun:.1f} s")

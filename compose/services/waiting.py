@@ -44,13 +44,15 @@ def until_answering(
         time.sleep(0.05)
 
 
-def until_done(name: str, process: Process, log: Path, cancellation: Cancellation) -> None:
+def until_done(
+    name: str, process: Process, log: Path, cancellation: Cancellation, seconds: float = START_SECONDS
+) -> None:
     """:raises ServicesError: with the end of the log, if the child fails or is not done in time."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + seconds
     while (code := exit_code(process)) is None:
         cancellation.check()
         if time.monotonic() > deadline:
-            raise ServicesError(f"{name} is not done after {START_SECONDS:g} s; {_tail(log)}")
+            raise ServicesError(f"{name} is not done after {seconds:g} s; {_tail(log)}")
         time.sleep(0.02)
     if code != 0:
         raise ServicesError(f"{name} failed; {_tail(log)}")

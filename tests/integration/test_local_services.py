@@ -16,7 +16,7 @@ import pytest
 
 from compose import local
 from compose.local import Services, ServicesError
-from compose.services import installing
+from compose.services import programs
 from compose.services.directory import ROOT
 from compose.services.postgres import Postgres
 from compose.services.processes import alive, descendants
@@ -242,7 +242,7 @@ async def test_a_command_that_cannot_be_run_is_told_in_one_line(children):
 
 def test_what_is_missing_is_named_in_one_line(monkeypatch):
     """Who may not install is told what to install."""
-    monkeypatch.setattr(installing, "rabbitmq_sbin", lambda: None)
+    monkeypatch.setattr(programs, "rabbitmq_sbin", lambda *_: None)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ServicesError) as raised:
         Services().start()
