@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from tests.benchmarks.consumer_rows import COMPARISONS as CONSUMER
 from tests.benchmarks.model import Comparison
 from tests.benchmarks.relay_rows import COMPARISONS as RELAY
 
-COMPARISONS: tuple[Comparison, ...] = (*RELAY,)
+COMPARISONS: tuple[Comparison, ...] = (*RELAY, *CONSUMER)
