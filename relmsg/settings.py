@@ -19,7 +19,7 @@ from relmsg.errors import SettingsError
 PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
 # Variables that belong to relmsg without being a setting of a program.
-OTHER_VARIABLES = frozenset({"RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
+OTHER_VARIABLES = frozenset({"RELMSG_BULK", "RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
 # What Kubernetes puts into every pod of a namespace for a Service called relmsg or relmsg-anything ("service links").
 SERVICE_LINK = re.compile(r"RELMSG_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)")
 IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error

@@ -1,7 +1,7 @@
 """A channel in confirm mode: a batch of publishes goes in, one receipt for each comes out.
 
-Two publishes under one message id are never in flight together: the second waits until the first is answered, see
-batch.py for why.
+Two publishes under one message id are never in flight together: the second waits until the first is answered. A return
+names its message by nothing but the id, so it could be given the verdict of the other one (reliability P2).
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 
-from aiormq import Channel
-
 from relmsg.broker.answer import answer, really_cancelled
 from relmsg.broker.batch import Batch
 from relmsg.broker.connection import Connection
+from relmsg.broker.line import Line, open_line
 from relmsg.broker.receipt import Receipt
-from relmsg.broker.wire import Publication, frames
+from relmsg.broker.wire import Publication
 from relmsg.errors import BrokerAway, RelmsgError
 from relmsg.failpoint import FailpointReached
 
@@ -36,7 +35,7 @@ class ConfirmChannel:
         self._connection = connection
         self._window = window
         self._deadline = deadline
-        self._channel: Channel | None = None
+        self._line: Line | None = None
         self._opening = asyncio.Lock()
         self._in_flight: set[str] = set()
         self._under_way: set[Batch] = set()
@@ -52,6 +51,8 @@ class ConfirmChannel:
 
         :raises BrokerAway: nothing at all could be sent.
         """
+        if self._take_all(publishes):
+            return await (await self._send(publishes, first=True)).answered() if publishes else []
         receipts: dict[int, Receipt] = {}
         waiting = list(enumerate(publishes))
         while waiting:
@@ -60,19 +61,29 @@ class ConfirmChannel:
                 self._answered.clear()
                 await self._answered.wait()
                 continue
-            batch = await self._send(free, first=not receipts)
-            await batch.answered()
-            receipts.update(batch.receipts)
+            batch = await self._send([publish for _, publish in free], first=not receipts)
+            for (position, _), receipt in zip(free, await batch.answered(), strict=True):
+                receipts[position] = receipt
         return [receipts[position] for position in range(len(publishes))]
 
     async def close(self) -> None:
         """Close the channel; what is still unanswered becomes Unknown."""
-        channel, self._channel = self._channel, None
-        if channel is not None and not channel.is_closed:
+        line, self._line = self._line, None
+        if line is not None:
             with suppress(Exception):
-                await answer(channel.close(), within=2.0)
+                await answer(line.close(), within=5.0)
         for batch in list(self._under_way):
             batch.give_up(BrokerAway("the channel was closed before the broker answered"))
+
+    def _take_all(self, publishes: Sequence[Publication]) -> bool:
+        """The usual case: there is room for all, and no id is under way."""
+        ids = {publish.message_id for publish in publishes}
+        if len(ids) < len(publishes) or len(ids) + len(self._in_flight) > self._window:
+            return False
+        if not ids.isdisjoint(self._in_flight):
+            return False
+        self._in_flight |= ids
+        return True
 
     def _take_free(self, waiting: list[tuple[int, Publication]]) -> list[tuple[int, Publication]]:
         free: list[tuple[int, Publication]] = []
@@ -87,35 +98,35 @@ class ConfirmChannel:
         waiting[:] = later
         return free
 
-    def _release(self, items: Sequence[tuple[int, Publication]]) -> None:
-        self._in_flight.difference_update(publish.message_id for _, publish in items)
+    def _release(self, publishes: Sequence[Publication]) -> None:
+        self._in_flight.difference_update([publish.message_id for publish in publishes])
         self._answered.set()
 
     def _end(self, batch: Batch) -> None:
         self._under_way.discard(batch)
-        self._release(batch.items)
+        self._release(batch.publications)
 
-    async def _open(self) -> Channel:
+    async def _open(self) -> Line:
         async with self._opening:
-            if self._channel is None or self._channel.is_closed or not self._connection.is_up:
-                self._channel = await self._connection.channel(confirms=True, within=min(10.0, self._deadline))
+            if self._line is None or not self._line.is_open or not self._connection.is_up:
+                self._line = await open_line(self._connection, within=min(10.0, self._deadline))
             await self._connection.require_unblocked()
-            return self._channel
+            return self._line
 
-    async def _send(self, items: Sequence[tuple[int, Publication]], *, first: bool) -> Batch:
-        try:
-            channel = await self._open()
-            encoded = [frames(publish, channel.number, self._connection.frame_max) for _, publish in items]
-        except BaseException as error:
-            self._release(items)
-            if first or not isinstance(error, RelmsgError):
-                raise
-            return Batch.unsent(items, error)
-        batch = Batch(channel, items, self._end)
+    async def _send(self, publishes: Sequence[Publication], *, first: bool) -> Batch:
+        batch = Batch(publishes, self._end)
         self._under_way.add(batch)
         try:
-            async with asyncio.timeout(self._deadline), channel.lock:
-                await batch.write(encoded)
+            line = await self._open()
+        except BaseException as error:
+            if first or not isinstance(error, RelmsgError):
+                self._end(batch)
+                raise
+            batch.give_up(error)
+            return batch
+        try:
+            async with asyncio.timeout(self._deadline):
+                await line.write(batch)
         except TimeoutError as error:
             self._connection.abort()
             batch.give_up(error)

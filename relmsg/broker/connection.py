@@ -10,13 +10,13 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import aiormq
-from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from yarl import URL
 
 from relmsg.broker.answer import answer, really_cancelled
+from relmsg.broker.tap import Tap, TappedTransport, fits
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import AccessRefused, BrokerAway, RelmsgError
 from relmsg.retry import full_jitter
@@ -34,6 +34,9 @@ class Connection:
     Use it as a context manager. Entering makes the first connection, and that one fails at once when *no* host can be
     reached, so that a wrong URL is told and not waited for.
 
+    ``bulk=False`` has everything go through aiormq message by message; by default that is so only where this version
+    of aiormq is unknown, or ``RELMSG_BULK=off`` is set for the process.
+
     :raises BrokerAway: on entering, when no host answers.
     :raises AccessRefused: on entering, when the login is refused.
     """
@@ -45,6 +48,7 @@ class Connection:
         name: str = "relmsg",
         heartbeat: float = 10.0,
         connect_timeout: float = 10.0,
+        bulk: bool | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -58,6 +62,8 @@ class Connection:
         self._clock = clock or SystemClock()
         self._chance = chance
         self._current: aiormq.Connection | None = None
+        self._bulk = fits() if bulk is None else bulk
+        self._tap: Tap | None = None
         self._transport: asyncio.Transport | None = None
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -122,6 +128,11 @@ class Connection:
         """The largest frame the broker takes, in bytes."""
         return self._current.connection_tune.frame_max if self._current is not None else 131_072
 
+    @property
+    def tap(self) -> Tap | None:
+        """Where frames are written and read past aiormq; None where that is not to be done."""
+        return self._tap if self._bulk and self._tap is not None and self._tap.frames else None
+
     def abort(self) -> None:
         """Cut the socket at once, leaving unsent bytes behind; a new connection follows.
 
@@ -156,7 +167,7 @@ class Connection:
     async def _connect(self) -> None:
         url = self._urls[self._next % len(self._urls)]
         self._next += 1
-        opening = aiormq.Connection(url, transport_factory=_Watched(self, url))
+        opening = aiormq.Connection(url, transport_factory=TappedTransport(self._opened))
         try:
             await answer(opening.connect(), within=self._timeout)
         except AccessRefused:
@@ -167,6 +178,9 @@ class Connection:
         self.generation += 1
         self._up.set()
         log.info("connected to RabbitMQ at %s:%s as %s", url.host, url.port or _port(url), self.name)
+
+    def _opened(self, tap: Tap, transport: asyncio.Transport) -> None:
+        self._tap, self._transport = tap, transport
 
     async def _open_connection(self) -> aiormq.Connection:
         while True:
@@ -223,19 +237,6 @@ class Connection:
         await asyncio.wait({closing}, timeout=0.5)
         if closing.done() and not closing.cancelled():
             closing.exception()
-
-
-class _Watched(TransportFactory):
-    """Opens the socket as aiormq does and remembers the transport, which aiormq gives no access to."""
-
-    def __init__(self, owner: Connection, url: URL) -> None:
-        self._owner = owner
-        self._inner = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
-
-    async def create(self, url: URL, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        reader, writer = await self._inner.create(url, **options)
-        self._owner._transport = writer.transport  # type: ignore[assignment]
-        return reader, writer
 
 
 def _port(url: URL) -> int:

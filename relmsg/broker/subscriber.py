@@ -1,21 +1,24 @@
-"""Receiving from one queue, and the one object through which a delivery can be acked."""
+"""Receiving from one queue: a subscription that is kept up."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import aiormq
 from aiormq.abc import DeliveredMessage
-from pamqp.commands import Basic
 
+from relmsg.broker.acks import Ack, Acks
 from relmsg.broker.answer import answer, really_cancelled
 from relmsg.broker.connection import Connection
-from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, copy_of, received
+from relmsg.broker.delivery import Delivery as Delivery
+from relmsg.broker.receiving import Receiving, ack_frames
+from relmsg.broker.tap import Tap
+from relmsg.broker.wire import received
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import BrokerRefused, RelmsgError, UsageError
 from relmsg.message import Message
@@ -25,7 +28,7 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
 NOT_FOUND = 404
-KEPT = ("content_type", "content_encoding", "correlation_id", "reply_to", "timestamp", "message_type", "app_id")
+CLOSE_SECONDS = 2.0
 
 
 class QueueMissing(UsageError):
@@ -59,71 +62,11 @@ def _missing(queue: str) -> Iterator[None]:
         ) from error
 
 
-class Delivery:
-    """A message that the broker has handed to one channel, and waits to hear of on that channel only.
-
-    It can be acked once. A second ack, or one on another channel, would make the broker close the channel and with it
-    everything that is under way there (reliability B16), so both are answered with False here and never sent.
-    """
-
-    __slots__ = ("_channel", "_raw", "_settled", "generation", "message", "queue")
-
-    def __init__(self, raw: DeliveredMessage, queue: str, channel: _Channel) -> None:
-        self.message: Message = received(raw)
-        self.queue = queue
-        self.generation = channel.generation
-        self._raw = raw
-        self._channel = channel
-        self._settled = False
-
-    @property
-    def redelivered(self) -> bool:
-        """Whether the broker had given this message to some consumer before. False does not mean it is new."""
-        return bool(self._raw.redelivered)
-
-    @property
-    def is_stale(self) -> bool:
-        """Whether its channel is gone: the broker has taken the message back and will deliver it again."""
-        return not self._channel.is_open
-
-    async def ack(self) -> bool:
-        """Tell the broker that the message is dealt with; False if that cannot be said (any more).
-
-        True means the ack is written to the socket. The broker may still not have read it: then the message comes
-        again.
-        """
-        if self._settled or self.is_stale or self._raw.delivery_tag is None:
-            return False
-        self._settled = True
-        return await self._channel.ack(self._raw.delivery_tag)
-
-    def copy(self, *, exchange: str, routing_key: str, message_id: str, headers: Mapping[str, Any]) -> Publication:
-        """A publish of the same message to another place: body and properties as they came.
-
-        New are the headers and, where given, the id. Delivery mode and priority are those of all our publishes. The
-        expiration is left out, and so is the user id, which the broker would hold against *our* login.
-        """
-        came = self._raw.header.properties
-        properties = Basic.Properties(
-            **{name: getattr(came, name) for name in KEPT},
-            message_id=message_id,
-            headers=dict(headers),
-            delivery_mode=PERSISTENT,
-            priority=PRIORITY,
-        )
-        return copy_of(message_id, exchange, routing_key, properties, self._raw.body)
-
-    @property
-    def expiration(self) -> str | None:
-        """The time to live the message was published with, in milliseconds."""
-        return self._raw.header.properties.expiration or None
-
-
 class Subscriber:
     """Consumes one queue with manual acks, for as long as ``run`` runs; a lost channel is replaced.
 
-    The callback is called in the broker library's own task and must only note the delivery: whatever runs there dies
-    with the connection (reliability C10).
+    The callback is called in the middle of a read of the socket and must only note the delivery: an exception there
+    ends the connection (reliability C10).
 
     :param prefetch: how many messages the broker hands over before it waits for acks, at least 1. Without a limit it
         would send the whole queue (reliability C23).
@@ -202,75 +145,123 @@ class Subscriber:
 
     async def _open(self) -> _Channel:
         self.generation += 1
-        channel = _Channel(await self._connection.channel(within=ANSWER_SECONDS), self.generation)
+        channel = _Channel(self._connection, self.queue, self._take, self.generation)
         try:
-            await channel.consume(self.queue, self._prefetch, lambda raw: self._take(raw, channel))
+            await channel.open(self._prefetch)
         except BaseException:
             await channel.close()
             raise
         return channel
 
-    def _take(self, raw: DeliveredMessage, channel: _Channel) -> None:
+    def _take(self, delivery: Delivery) -> None:
         if not self._stopping:
-            self._deliver(Delivery(raw, self.queue, channel))
+            self._deliver(delivery)
 
 
 class _Channel:
-    """One channel in its one life: open, then lost. aiormq's tasks and errors end here."""
+    """One channel in its one life: open, then lost. aiormq's tasks and errors end here.
 
-    def __init__(self, channel: aiormq.Channel, generation: int) -> None:
+    Deliveries are read past aiormq where the connection has a tap; those that aiormq reads all the same are taken as
+    well.
+    """
+
+    def __init__(
+        self, connection: Connection, queue: str, deliver: Callable[[Delivery], None], generation: int
+    ) -> None:
         self.generation = generation
         self.lost = asyncio.Event()
         self.why = "the channel was closed"
-        self._channel = channel
+        self._connection = connection
+        self._queue = queue
+        self._deliver = deliver
+        self._acks = Acks(self._write)
+        self._receiving = Receiving(self._arrived, lambda: self._lose("the broker closed the channel"))
+        self._tap: Tap | None = None
+        self._channel: aiormq.Channel | None = None
+        self._closing: asyncio.Future[Any] | None = None
+        self._writing: set[asyncio.Task[None]] = set()
         self._tag: str | None = None
-        self._closing: asyncio.Future[Any] = channel.closing
+
+    @property
+    def is_open(self) -> bool:
+        return self._channel is not None and not (self.lost.is_set() or self._channel.is_closed)
+
+    async def open(self, prefetch: int) -> None:
+        channel = self._channel = await self._connection.channel(within=ANSWER_SECONDS)
+        self._closing = channel.closing
         self._closing.add_done_callback(lambda _: self._lose("the channel was lost"))
         channel.on_consumer_cancel_callbacks.add(
             lambda _: self._lose("the broker cancelled the consumer: its queue is gone, or a message took too long")
         )
-
-    @property
-    def is_open(self) -> bool:
-        return not (self.lost.is_set() or self._channel.is_closed)
-
-    async def consume(self, queue: str, prefetch: int, callback: Callable[[DeliveredMessage], None]) -> None:
-        await answer(self._channel.basic_qos(prefetch_count=prefetch), within=ANSWER_SECONDS)
-
-        async def note(raw: DeliveredMessage) -> None:
-            callback(raw)
-
-        begun = await answer(self._channel.basic_consume(queue, note, no_ack=False), within=ANSWER_SECONDS)
+        await answer(channel.basic_qos(prefetch_count=prefetch), within=ANSWER_SECONDS)
+        self._tap = self._connection.tap
+        if self._tap is not None:
+            self._tap.attach(channel.number, self._receiving)
+        begun = await answer(channel.basic_consume(self._queue, self._note, no_ack=False), within=ANSWER_SECONDS)
         self._tag = begun.consumer_tag
 
-    async def ack(self, delivery_tag: int) -> bool:
-        try:
-            await answer(self._channel.basic_ack(delivery_tag), within=ANSWER_SECONDS)
-        except RelmsgError as error:
-            # Written or not, it must never be sent again: give the channel up, the broker then delivers again.
-            self._lose(f"an ack could not be written: {error}")
-            return False
-        return True
+    def finish(self, tag: int) -> bool:
+        return self._acks.finish(tag)
 
     async def cancel(self) -> None:
-        if self._tag is not None:
+        if self._tag is not None and self._channel is not None:
             try:
                 await answer(self._channel.basic_cancel(self._tag), within=ANSWER_SECONDS)
             except RelmsgError as error:
                 self._lose(f"the broker did not confirm the end of the consumer: {error}")
 
     async def close(self) -> None:
+        if self.is_open:
+            self._acks.flush()
+            if self._writing:
+                await asyncio.wait(self._writing, timeout=CLOSE_SECONDS)
         self._lose("the channel was closed")
-        self._closing.cancel()
-        if not self._channel.is_closed:
+        if self._closing is not None:
+            self._closing.cancel()
+        if self._channel is not None and not self._channel.is_closed:
             try:
                 with suppress(RelmsgError):
-                    await answer(self._channel.close(), within=2.0)
+                    await answer(self._channel.close(), within=CLOSE_SECONDS)
             except asyncio.CancelledError:
                 if really_cancelled():
                     raise
 
+    async def _note(self, raw: DeliveredMessage) -> None:
+        """A delivery that aiormq has read."""
+        self._arrived(
+            raw.delivery_tag or 0, bool(raw.redelivered), received(raw), raw.header.properties.expiration or None, None
+        )
+
+    def _arrived(
+        self, tag: int, redelivered: bool, message: Message, expiration: str | None, fault: Exception | None
+    ) -> None:
+        self._acks.came(tag)
+        self._deliver(
+            Delivery(message, self._queue, self, tag, redelivered=redelivered, expiration=expiration, fault=fault)
+        )
+
+    def _write(self, acks: Sequence[Ack]) -> None:
+        channel = self._channel
+        if not self.is_open or channel is None:
+            return
+        if self._tap is not None:
+            self._tap.write(ack_frames(channel.number, acks))
+            return
+        task = asyncio.create_task(self._write_plainly(channel, acks))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _write_plainly(self, channel: aiormq.Channel, acks: Sequence[Ack]) -> None:
+        try:
+            for ack in acks:
+                await answer(channel.basic_ack(ack.tag, multiple=ack.multiple), within=ANSWER_SECONDS)
+        except RelmsgError as error:
+            # Written or not, it must never be sent again: give the channel up, the broker then delivers again.
+            self._lose(f"an ack could not be written: {error}")
+
     def _lose(self, why: str) -> None:
+        if self._tap is not None and self._channel is not None:
+            self._tap.detach(self._channel.number, self._receiving)
         if not self.lost.is_set():
             self.why = why
             self.lost.set()

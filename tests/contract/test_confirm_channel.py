@@ -9,12 +9,14 @@ from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
+from yarl import URL
 
 from compose.local import Services
 from relmsg.broker.confirm import ConfirmChannel, publish_alone
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import seal
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
+from relmsg.broker.tap import Tap
 from relmsg.broker.wire import Publication, publication
 from relmsg.errors import BrokerAway
 from relmsg.message import Message
@@ -31,9 +33,15 @@ def to(routing_key: str, exchange: str = "", *, body: bytes = b"x", message_id: 
     )
 
 
+@pytest.fixture(params=[True, False], ids=["bulk", "plain"])
+def bulk(request: pytest.FixtureRequest) -> bool:
+    """Everything holds for both ways of publishing: past aiormq, and by its basic_publish."""
+    return request.param
+
+
 @pytest.fixture
-async def connection(amqp_url: str) -> AsyncIterator[Connection]:
-    async with Connection([amqp_url], name="contract") as connection:
+async def connection(amqp_url: str, bulk: bool) -> AsyncIterator[Connection]:
+    async with Connection([amqp_url], name="contract", bulk=bulk) as connection:
         yield connection
 
 
@@ -51,8 +59,8 @@ async def proxy(amqp_url: str) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def through_proxy(proxy: Proxy, amqp_url: str) -> AsyncIterator[Connection]:
-    async with Connection([proxy.through(amqp_url)], name="contract by proxy") as connection:
+async def through_proxy(proxy: Proxy, amqp_url: str, bulk: bool) -> AsyncIterator[Connection]:
+    async with Connection([proxy.through(amqp_url)], name="contract by proxy", bulk=bulk) as connection:
         yield connection
         proxy.heal()
 
@@ -347,6 +355,40 @@ async def test_a_closed_channel_answers_what_is_under_way(through_proxy, proxy, 
         (receipt,) = await publishing
     assert isinstance(receipt, Unknown)
     assert channel.unconfirmed == 0
+
+
+async def test_bulk_publishing_that_does_not_prove_itself_is_not_used(amqp_url, broker: Broker, monkeypatch, caplog):
+    """Where our frames get no answer and aiormq's do, messages are published by aiormq, and the log says so once."""
+    await broker.queue("q")
+    monkeypatch.setattr(Tap, "attach", lambda *_: None)  # as if aiormq had found another way to read its socket
+    async with Connection([amqp_url]) as connection:
+        channel = ConfirmChannel(connection, deadline=1.0)
+        publishes = [to("q" if n % 3 else "nowhere") for n in range(30)]
+        receipts = await channel.publish(publishes)
+        assert [type(receipt) for receipt in receipts] == [Confirmed if n % 3 else Returned for n in range(30)]
+        assert isinstance((await channel.publish([to("q")]))[0], Confirmed)
+        await channel.close()
+        assert connection.generation == 1
+    assert await broker.count("q") == 21
+    assert [record.message for record in caplog.records if "one by one" in record.message][1:] == []
+
+
+async def test_a_user_without_the_default_exchange_publishes_in_bulk(services: Services, amqp_url, broker: Broker):
+    """Who may not write to the default exchange is refused in the self-test, and that proves enough."""
+    await broker.exchange("e")
+    await broker.queue("q", exchange="e")
+    vhost, name = str(URL(amqp_url).path[1:]), f"u{uuid4().hex}"
+    for command in (("add_user", name, "secret"), ("set_permissions", "-p", vhost, name, "", "^e$", "")):
+        await asyncio.to_thread(services.rabbitmqctl, *command)
+    try:
+        async with Connection([str(URL(amqp_url).with_user(name).with_password("secret"))]) as connection:
+            channel = ConfirmChannel(connection, deadline=10)
+            assert isinstance((await channel.publish([to("q", "e")]))[0], Confirmed)
+            assert connection.tap is not None
+            assert connection.tap.trusted
+            await channel.close()
+    finally:
+        await asyncio.to_thread(services.rabbitmqctl, "delete_user", name)
 
 
 async def test_while_the_broker_blocks_publishing_is_refused_promptly(

@@ -1,0 +1,82 @@
+"""Acks of one channel: gathered, and never given for a message that is not finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+ALONE_SECONDS = 0.02  # how long a message that others stand before waits for them, before it is acked alone
+
+
+class Ack(NamedTuple):
+    """One ``basic.ack``."""
+
+    tag: int
+    multiple: bool
+
+
+class Acks:
+    """Turns finished messages into as few acks as are right.
+
+    All that one turn of the event loop has finished is acked together: by one ``multiple`` ack up to the last message
+    before which, on this channel, nothing is unfinished. What is finished behind an unfinished one waits 20 ms for it
+    and is then acked alone, so that a slow message does not use up the prefetch of all the others.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Ack]], None]) -> None:
+        self._write = write
+        self._open: OrderedDict[int, bool] = OrderedDict()
+        self._finished = 0
+        self._loop = asyncio.get_running_loop()
+        self._scheduled = False
+        self._alone_at: asyncio.TimerHandle | None = None
+
+    def came(self, tag: int) -> None:
+        """A message was delivered; tags come in ascending order."""
+        self._open[tag] = False
+
+    def finish(self, tag: int) -> bool:
+        """The message is dealt with: ack it in a moment. False if it was acked, or never came."""
+        if self._open.get(tag, True):
+            return False
+        self._open[tag] = True
+        self._finished += 1
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._flush)
+        return True
+
+    def flush(self) -> None:
+        """Ack all that is finished, now."""
+        self._flush()
+        self._flush_alone()
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        last = 0
+        while self._open:
+            tag, finished = self._open.popitem(last=False)
+            if not finished:
+                self._open[tag] = False
+                self._open.move_to_end(tag, last=False)
+                break
+            last = tag
+            self._finished -= 1
+        if last:
+            self._write([Ack(last, multiple=True)])
+        if self._finished and self._alone_at is None:
+            self._alone_at = self._loop.call_later(ALONE_SECONDS, self._flush_alone)
+
+    def _flush_alone(self) -> None:
+        if self._alone_at is not None:
+            self._alone_at.cancel()
+            self._alone_at = None
+        if not self._finished:
+            return
+        tags = [tag for tag, finished in self._open.items() if finished]
+        for tag in tags:
+            del self._open[tag]
+        self._finished = 0
+        self._write([Ack(tag, multiple=False) for tag in tags])
