@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import asyncpg
+
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.drain import drain
+from tests.benchmarks.drain import drained, running
 from tests.benchmarks.model import Sample
 
 TABLE = "relmsg.outbox_message"
@@ -21,15 +23,16 @@ SELECT gen_random_uuid(), 'order.placed', 'orders', $1, $2, :key,
        '{"tenant": "acme", "region": "eu-west-1"}'::jsonb, 'application/json', convert_to(repeat('x', $3), 'UTF8')
   FROM generate_series(1, $4::bigint) AS n
 """
+FILL_SECONDS = 1800.0
 
 
 def relay_command() -> list[str]:
-    """The relay with its defaults, as the documentation starts it; on a port nobody else has for its probes."""
+    """The relay with its defaults, as the documentation starts it; on a free port for its probes."""
     return [str(Path(sys.executable).with_name("relmsg")), "relay", "--probes", "127.0.0.1:0"]
 
 
 async def fill(
-    bench: Bench,
+    database: asyncpg.Connection,
     messages: int,
     *,
     key: str = "NULL",
@@ -37,13 +40,13 @@ async def fill(
     routing_key: str = QUEUE,
     size: int = BODY_BYTES,
 ) -> None:
-    """Commit so many rows. ``key`` is SQL: the ordering key of row number ``n``."""
-    await bench.database.execute(FILL.replace(":key", key), exchange, routing_key, size, messages, timeout=1800)
+    """Insert so many rows. ``key`` is SQL: the ordering key of row number ``n``."""
+    await database.execute(FILL.replace(":key", key), exchange, routing_key, size, messages, timeout=FILL_SECONDS)
 
 
-async def waiting(bench: Bench) -> int:
-    """1 while a row waits; cheap, unlike counting them."""
-    return await bench.rows(f"(SELECT 1 FROM {TABLE} LIMIT 1) AS any_row")
+async def waits(bench: Bench, condition: str = "true") -> bool:
+    """Whether any such row waits; cheap, unlike counting them."""
+    return bool(await bench.database.fetchval(f"SELECT EXISTS (SELECT FROM {TABLE} WHERE {condition})"))
 
 
 async def clean(bench: Bench) -> None:
@@ -54,9 +57,12 @@ async def clean(bench: Bench) -> None:
     await bench.fresh_queue(QUEUE)
 
 
-async def relay(bench: Bench, messages: int, *, relays: int = 1, key: str = "NULL") -> Sample:
-    """Drain a full outbox with our relay."""
+async def relay(bench: Bench, messages: int, *, key: str = "NULL") -> Sample:
+    """Drain a full outbox with one relay."""
     await clean(bench)
-    await fill(bench, messages, key=key)
+    await fill(bench.database, messages, key=key)
     await bench.settled(TABLE)
-    return await drain(bench, [relay_command()] * relays, QUEUE, messages, lambda: waiting(bench))
+    async with running(bench, [relay_command()]) as relays:
+        sample = await drained(bench, relays, QUEUE, messages, lambda: waits(bench))
+    await bench.check_depth(QUEUE, messages)
+    return sample

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.drain import drain
+from tests.benchmarks.drain import drained, running
 from tests.benchmarks.model import Sample
 from tests.benchmarks.outbox import BODY_BYTES, QUEUE
 from tests.benchmarks.program import Program, python
 
-FILL_SECONDS = 120.0
+PREPARE_SECONDS = 120.0
 HEADERS = """'{"tenant": "acme", "region": "eu-west-1"}'::jsonb"""
 ROWS = f"convert_to(repeat('x', {BODY_BYTES}), 'UTF8') AS body, {HEADERS} AS headers FROM generate_series(1, $1::int)"
 
@@ -33,20 +33,23 @@ async def naive(bench: Bench, messages: int) -> Sample:
         "INSERT INTO naive_outbox (message_id, type, routing_key, headers, body, sent) "
         f"SELECT gen_random_uuid(), 'order.placed', '{QUEUE}', headers, body, false FROM (SELECT {ROWS}) r"
     )
-    return await _relay(bench, python("relay_naive", 100), "naive_outbox", fill, messages, waits="NOT sent")
+    return await _relay(bench, python("relay_naive", 100), "naive_outbox", fill, messages, waiting="NOT sent")
 
 
 async def _relay(
-    bench: Bench, command: Sequence[str], table: str, fill: str, messages: int, *, waits: str = "true"
+    bench: Bench, command: Sequence[str], table: str, fill: str, messages: int, *, waiting: str = "true"
 ) -> Sample:
     async with Program([*command, "prepare"], bench.environment) as preparing:
-        await preparing.line(FILL_SECONDS)
+        await preparing.line(PREPARE_SECONDS)
     await bench.empty(table)
     await bench.fresh_queue(QUEUE)
     await bench.database.execute(fill, messages)
     await bench.settled(table)
 
-    async def pending() -> int:
-        return await bench.rows(f"(SELECT 1 FROM {table} WHERE {waits} LIMIT 1) AS any_row")
+    async def waits() -> bool:
+        return bool(await bench.database.fetchval(f"SELECT EXISTS (SELECT FROM {table} WHERE {waiting})"))
 
-    return await drain(bench, [command], QUEUE, messages, pending)
+    async with running(bench, [command]) as relays:
+        sample = await drained(bench, relays, QUEUE, messages, waits)
+    await bench.check_depth(QUEUE, messages)
+    return sample
