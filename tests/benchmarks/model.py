@@ -36,9 +36,13 @@ class Goal:
         return value >= limit if self.least is not None else value <= limit
 
     def words(self, queue_type: str) -> str:
-        """ "at least 5x"."""
-        gap = "" if self.unit == "x" else " "
-        return f"{'at least' if self.least is not None else 'at most'} {self.limit(queue_type):g}{gap}{self.unit}"
+        """The goal as one says it: at least 5x."""
+        return f"{'at least' if self.least is not None else 'at most'} {self.limit(queue_type):g}{self.suffix}"
+
+    @property
+    def suffix(self) -> str:
+        """The unit as it follows a number."""
+        return "x" if self.unit == "x" else f" {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)

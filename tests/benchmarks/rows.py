@@ -5,5 +5,10 @@ from __future__ import annotations
 from tests.benchmarks.consumer_rows import COMPARISONS as CONSUMER
 from tests.benchmarks.model import Comparison
 from tests.benchmarks.relay_rows import COMPARISONS as RELAY
+from tests.benchmarks.scale_rows import COMPARISONS as SCALE
 
-COMPARISONS: tuple[Comparison, ...] = (*RELAY, *CONSUMER)
+COMPARISONS: tuple[Comparison, ...] = (
+    *RELAY,
+    *CONSUMER,
+    *SCALE,
+)

@@ -9,9 +9,15 @@ from statistics import median
 from tests.benchmarks.measure import Measured
 from tests.benchmarks.model import Comparison, Row, Sample
 
-HEAD = (
-    "| row | goal | measured | reached | ours | the other | "
-    "CPU us/msg ours: client / broker / PG | the other |\n|---|---|---|---|---|---|---|---|"
+COLUMNS = (
+    "row",
+    "goal",
+    "measured",
+    "reached",
+    "ours",
+    "the other",
+    "CPU us/msg ours: client / broker / PG",
+    "the other",
 )
 
 
@@ -58,24 +64,29 @@ def results(comparisons: Sequence[Comparison], measured: Mapping[str, Measured])
     return found
 
 
-def markdown(found: Sequence[Result], queue_type: str) -> str:
-    """The whole table."""
-    return "\n".join([HEAD, *(_line(result, queue_type) for result in found)])
+def markdown(found: Sequence[Result], queue_type: str, earlier: Sequence[Sequence[Result]] = ()) -> str:
+    """The whole table. What earlier runs came to has columns of its own."""
+    columns = [*COLUMNS[:3], *(["the run before"] * len(earlier)), *COLUMNS[3:]]
+    lines = [columns, ["---"] * len(columns)]
+    for result in found:
+        before = [next((each.value for each in run if each.row == result.row), None) for run in earlier]
+        goal = result.row.goal
+        again = ["" if value is None else f"{number(value)}{goal.suffix}" for value in before]
+        cells = _cells(result, queue_type)
+        lines.append([result.row.name, goal.words(queue_type), cells[0], *again, *cells[1:]])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _line(result: Result, queue_type: str) -> str:
-    row, goal = result.row, result.row.goal.words(queue_type)
+def _cells(result: Result, queue_type: str) -> list[str]:
+    """The columns from "measured" on."""
+    row = result.row
     if result.value is None:
-        return f"| {row.name} | {goal} | not measured: {_short(result.why)} | | | | | |"
+        return [f"not measured: {_short(result.why)}", "", "", "", "", ""]
     least, most = result.spread
-    unit = "x" if row.goal.unit == "x" else f" {row.goal.unit}"
     reached = "yes" if row.goal.reached(result.value, queue_type) else "**no**"
-    measured = f"**{number(result.value)}{unit}** ({number(least)}-{number(most)})"
-    others = (_figure(result.theirs, row), _cpu(result.theirs)) if row.peer else ("", "")
-    return (
-        f"| {row.name} | {goal} | {measured} | {reached} | {_figure(result.ours, row)} | {others[0]} "
-        f"| {_cpu(result.ours)} | {others[1]} |"
-    )
+    measured = f"**{number(result.value)}{row.goal.suffix}** ({number(least)}-{number(most)})"
+    others = [_figure(result.theirs, row), _cpu(result.theirs)] if row.peer else ["", ""]
+    return [measured, reached, _figure(result.ours, row), others[0], _cpu(result.ours), others[1]]
 
 
 def _figure(samples: Sequence[Sample], row: Row) -> str:

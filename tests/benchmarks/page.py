@@ -1,0 +1,62 @@
+"""docs/performance.md, written from the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.model import Comparison
+from tests.benchmarks.plot import plot
+from tests.benchmarks.record import Record, Run
+from tests.benchmarks.table import Result, markdown, results
+
+FIGURES = "performance.json"
+PICTURE = "performance.png"
+TEXT = Path(__file__).with_name("page.md")
+
+
+def write(directory: Path, record: Record, comparisons: Sequence[Comparison]) -> None:
+    """Write the page and its picture from the record's newest runs; earlier ones stand beside them."""
+    run = record.bench[0]
+    parts = {"bench": _table(record.bench, comparisons), "scale": "Not recorded yet."}
+    shown = results(comparisons, run.measured)
+    if record.scale:
+        parts["scale"] = _table(record.scale, comparisons)
+        shown += results(comparisons, record.scale[0].measured)
+    title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
+    plot(shown, run.queue_type, title, directory / PICTURE)
+    text = TEXT.read_text()
+    for name, value in (parts | {"setup": _setup(run.setup), "summary": _summary(shown, run)}).items():
+        text = text.replace(f"<!-- {name} -->", value)
+    (directory / "performance.md").write_text(text)
+
+
+def _table(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
+    newest, *earlier = runs
+    before = [results(comparisons, run.measured) for run in earlier]
+    return markdown(results(comparisons, newest.measured), newest.queue_type, before)
+
+
+def _summary(shown: Sequence[Result], run: Run) -> str:
+    reached = [r for r in shown if r.value is not None and r.row.goal.reached(r.value, run.queue_type)]
+    return f"{len(reached)} of {len(shown)} goals are reached."
+
+
+def _setup(setup: dict[str, Any]) -> str:
+    services = ", ".join(f"{name} {version}" for name, version in setup["versions"].items())
+    settings = ", ".join(f"`{name} = {value}`" for name, value in setup["postgres_settings"].items())
+    packages = ", ".join(f"{name} {version}" for name, version in setup["packages"].items())
+    lines = [
+        (
+            f"- Taken {setup['date']} on {setup['processor']}, {setup['cores']} cores, {setup['memory_gb']} GB, "
+            f"{setup['system']}. Contender, broker and database share these cores."
+        ),
+        (
+            f"- {services}; {setup['queue_type']} queues, single node. PostgreSQL: {settings}, otherwise as "
+            "`compose/local.py` starts it: `fsync`, `synchronous_commit` and `full_page_writes` are on (the suite "
+            "refuses to run without). RabbitMQ: defaults."
+        ),
+        f"- Python {setup['python']}; {packages}.",
+    ]
+    return "\n".join(lines)
