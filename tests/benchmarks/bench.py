@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import aio_pika
 import asyncpg
 
 from compose.local import Services
-from tests.benchmarks.cpu import tree_seconds
+from tests.benchmarks.cpu import machine_seconds, tree_seconds
 from tests.benchmarks.model import CheckFailed, Cpu
 
 # What differs from compose/local.py, which leaves PostgreSQL's defaults: memory as a server of this size would have it.
@@ -27,20 +28,24 @@ SETTLE_SECONDS = 20.0
 
 @dataclass(frozen=True, slots=True)
 class CpuNow:
-    """CPU seconds used so far, of the client, the broker and PostgreSQL."""
+    """At one moment: CPU seconds used so far by the client, the broker, PostgreSQL, this suite, and all processes."""
 
+    at: float
     client: float
     broker: float
     postgres: float
+    suite: float
+    machine: float
 
     def since(self, before: CpuNow, messages: int) -> Cpu:
-        """Microseconds a message between two looks."""
-        scale = 1e6 / messages
-        return Cpu(
-            (self.client - before.client) * scale,
-            (self.broker - before.broker) * scale,
-            (self.postgres - before.postgres) * scale,
+        """Microseconds a message between two looks, and what the rest of the machine was at meanwhile."""
+        client, broker, postgres, suite, machine, seconds = (
+            getattr(self, name) - getattr(before, name)
+            for name in ("client", "broker", "postgres", "suite", "machine", "at")
         )
+        scale = 1e6 / messages
+        elsewhere = (machine - client - broker - postgres - suite) / (seconds * (os.cpu_count() or 1))
+        return Cpu(client * scale, broker * scale, postgres * scale, max(0.0, elsewhere))
 
 
 class Bench:
@@ -140,7 +145,12 @@ class Bench:
     def cpu(self, clients: Iterable[int]) -> CpuNow:
         """CPU used so far by these process trees, the broker and PostgreSQL."""
         return CpuNow(
-            tree_seconds(clients), tree_seconds(self._broker_pids), tree_seconds([self.services.postgres_pid])
+            at=time.monotonic(),
+            client=tree_seconds(clients),
+            broker=tree_seconds(self._broker_pids),
+            postgres=tree_seconds([self.services.postgres_pid]),
+            suite=time.process_time(),
+            machine=machine_seconds(),
         )
 
     async def depth(self, queue: str) -> int:

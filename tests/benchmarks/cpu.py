@@ -26,6 +26,12 @@ def tree_seconds(roots: Iterable[int]) -> float:
     return ticks / TICKS
 
 
+def machine_seconds() -> float:
+    """CPU seconds that all processes have used together."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + irq + softirq) / TICKS
+
+
 def memory_bytes(pid: int) -> int:
     """The resident memory of one process."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

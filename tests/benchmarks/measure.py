@@ -13,6 +13,7 @@ from typing import Any
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.model import Comparison, Contender, Sample
 
+DISTURBED = 0.05
 RUN_LIMIT_SECONDS = 3600.0  # nothing hangs for ever; each wait inside has a deadline of its own
 
 
@@ -71,6 +72,7 @@ async def _run(bench: Bench, comparison: Comparison, contender: Contender, turn:
     _say(
         f"{comparison.name} · {contender.name} · {turn + 1}: {sample.figure('rate'):,.0f}/s, us a message: "
         f"{cpu.client:.1f} client, {cpu.broker:.1f} broker, {cpu.postgres:.1f} PostgreSQL"
+        + (f", DISTURBED by others ({cpu.elsewhere:.0%} of the machine)" if cpu.elsewhere > DISTURBED else "")
         + "".join(f", {name} {value:.4g}" for name, value in sample.figures.items())
         + f" ({sample.messages:,} messages, {time.monotonic() - began:.1f} s in all)"
     )

@@ -47,11 +47,15 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """CPU microseconds a message took: of the measured process(es), of the broker, of PostgreSQL."""
+    """CPU microseconds a message took: of the measured process(es), of the broker, of PostgreSQL.
+
+    ``elsewhere``: the share of the whole machine's CPU that others used meanwhile; they disturbed the run.
+    """
 
     client: float
     broker: float
     postgres: float
+    elsewhere: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

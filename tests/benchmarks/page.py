@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.model import Comparison
@@ -27,7 +28,8 @@ def write(directory: Path, record: Record, comparisons: Sequence[Comparison]) ->
     title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
     plot(shown, run.queue_type, title, directory / PICTURE)
     text = TEXT.read_text()
-    for name, value in (parts | {"setup": _setup(run.setup), "summary": _summary(shown, run)}).items():
+    about = _setup(run.setup) + "\n" + _quiet([*record.bench[:1], *record.scale[:1]])
+    for name, value in (parts | {"setup": about, "summary": _summary(shown, run)}).items():
         text = text.replace(f"<!-- {name} -->", value)
     (directory / "performance.md").write_text(text)
 
@@ -41,6 +43,21 @@ def _table(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
 def _summary(shown: Sequence[Result], run: Run) -> str:
     reached = [r for r in shown if r.value is not None and r.row.goal.reached(r.value, run.queue_type)]
     return f"{len(reached)} of {len(shown)} goals are reached."
+
+
+def _quiet(runs: Sequence[Run]) -> str:
+    """How far the runs can be trusted."""
+    shares = [
+        sample.cpu.elsewhere
+        for run in runs
+        for measured in run.measured.values()
+        for samples in measured.samples.values()
+        for sample in samples
+    ]
+    return (
+        f"- Programs that were not part of a run used {median(shares):.0%} of the machine's CPU meanwhile (median of "
+        f"{len(shares)} runs; {max(shares):.0%} at worst)."
+    )
 
 
 def _setup(setup: dict[str, Any]) -> str:
