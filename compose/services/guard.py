@@ -19,6 +19,7 @@ from compose.services.postgres import Postgres
 from compose.services.rabbitmq import RabbitMQ
 from compose.services.signals import ENDING
 from compose.services.state import State
+from compose.services.userland import Userland
 from compose.services.waiting import Cancellation
 
 
@@ -46,9 +47,12 @@ def end_all(state: State) -> None:
     """End what runs now, whoever started it, and remove its data. Twice is fine."""
     if state.path is None or not state.path.exists():
         return
-    directory = state.read()["directory"]
+    known = state.read()
+    directory = known["directory"]
     Postgres(state, Cancellation()).discard()
     RabbitMQ(state, Cancellation()).discard()
+    for server in (known["postgres"], known["rabbitmq"]):
+        Userland.of(server).forget(directory)
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -133,8 +133,6 @@ class Postgres:
         initdb = self._known.get("initdb")
         if alive(initdb):
             kill([*descendants(initdb["id"]), initdb])
-        if self._known:
-            Userland.of(self._known).forget(str(Path(self._known["home"]).parent))
 
     @property
     def _known(self) -> dict[str, Any]:

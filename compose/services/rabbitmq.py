@@ -147,8 +147,6 @@ class RabbitMQ:
         self.end(graceful=False)
         if process := self._state.read()["epmd"].get("pid"):
             kill([process])
-        if self._known:
-            Userland.of(self._known).forget(str(Path(self._known["home"]).parent))
 
     @property
     def _known(self) -> dict[str, Any]:

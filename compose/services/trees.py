@@ -50,11 +50,11 @@ def obtain(suite: str, packages: tuple[str, ...], report: Report, cancellation: 
     if tree.is_dir():  # renamed into its place when it was whole
         return tree
     tree.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(tree.with_name(f"{name}.lock"), report, cancellation):
+    with _alone(tree.with_name(f"{name}.lock"), report, cancellation) as lock:
         if not tree.is_dir():
             for left_behind in tree.parent.glob(f"{name}.new-*"):
                 shutil.rmtree(left_behind)
-            _make(tree, suite, packages, report, cancellation)
+            _make(tree, suite, packages, lock, report, cancellation)
     return tree
 
 
@@ -65,8 +65,8 @@ def _cache() -> Path:
 
 
 @contextlib.contextmanager
-def _alone(path: Path, report: Report, cancellation: Cancellation) -> Iterator[None]:
-    """Hold the lock; one that was held by a process that ended is free."""
+def _alone(path: Path, report: Report, cancellation: Cancellation) -> Iterator[int]:
+    """Hold the lock, whose descriptor this is; it is free again when the last process that was given it has ended."""
     with path.open("w") as lock:
         told = False
         while True:
@@ -79,10 +79,12 @@ def _alone(path: Path, report: Report, cancellation: Cancellation) -> Iterator[N
                 told = True
                 cancellation.check()
                 time.sleep(0.2)
-        yield
+        yield lock.fileno()
 
 
-def _make(tree: Path, suite: str, packages: tuple[str, ...], report: Report, cancellation: Cancellation) -> None:
+def _make(
+    tree: Path, suite: str, packages: tuple[str, ...], lock: int, report: Report, cancellation: Cancellation
+) -> None:
     missing = [] if shutil.which("debootstrap", path=PATH) else ["debootstrap"]
     missing += [] if KEYRING.exists() else ["debian-archive-keyring"]
     if missing:
@@ -97,8 +99,8 @@ def _make(tree: Path, suite: str, packages: tuple[str, ...], report: Report, can
             *CONTAINED, "debootstrap", "--variant=minbase", "--force-check-gpg", f"--keyring={KEYRING}",
             f"--include={','.join(packages)}", suite, str(new), *_mirror(),
         ]  # fmt: skip
-        environment = os.environ | _proxies() | {"PATH": PATH, "DEBIAN_FRONTEND": "noninteractive"}
-        process = spawn(command, log, env=environment, umask=0o022)
+        environment = os.environ | proxies() | {"PATH": PATH, "DEBIAN_FRONTEND": "noninteractive"}
+        process = spawn(command, log, env=environment, umask=0o022, pass_fds=[lock])
         try:
             until_done("debootstrap", process, log, cancellation, BUILD_SECONDS)
         except BaseException:
@@ -106,6 +108,7 @@ def _make(tree: Path, suite: str, packages: tuple[str, ...], report: Report, can
             kill([process])
             gone(family, 10.0)
             raise
+        (new / "root").chmod(0o755)  # a checkout below /root of a machine where that is open to all, its data too
         for spare in (each for pattern in SPARE for each in new.glob(pattern)):
             shutil.rmtree(spare) if spare.is_dir() else spare.unlink()
         new.rename(tree)
@@ -121,7 +124,7 @@ def _mirror() -> list[str]:
     return [site for site in sites if site.startswith(("http://", "https://", "file:/"))][:1]
 
 
-def _proxies() -> dict[str, str]:
+def proxies() -> dict[str, str]:
     """Those of apt, for debootstrap's wget; those of the environment go before."""
     found = {}
     for scheme in ("http", "https"):

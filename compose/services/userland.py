@@ -33,7 +33,8 @@ class Userland:
     @classmethod
     def of(cls, known: dict[str, Any]) -> Self:
         """That of a server in the state file."""
-        return cls(Path(known["root"]) if known["root"] else None)
+        root = known.get("root")
+        return cls(Path(root) if root else None)
 
     def outside(self, path: str | Path) -> Path:
         """Where we ourselves see a program that is at this path for those who run there."""
@@ -75,7 +76,7 @@ class Userland:
         return list(command), {"cwd": home, **as_user}
 
     def forget(self, data: str) -> None:
-        """Take back the empty directory that the data was mounted on."""
+        """Take back the empty directory that the data was mounted on; only once nothing runs there."""
         if self.root:
             with contextlib.suppress(OSError):
                 self.outside(data).rmdir()

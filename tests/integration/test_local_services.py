@@ -6,25 +6,21 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
-from compose import local
 from compose.local import Services, ServicesError
 from compose.services import programs
 from compose.services.directory import ROOT
 from compose.services.postgres import Postgres
-from compose.services.processes import alive, descendants
 from relmsg.testing import eventually
 from tests.support.broker import Broker
+from tests.support.local_services import LOCAL, everything_is_gone, listens, running, services_of
 from tests.support.processes import Processes
 
-LOCAL = str(Path(local.__file__))
 TELL = "import os; print('state', os.environ.get('RELMSG_LOCAL_STATE'), flush=True); "
 
 
@@ -43,16 +39,6 @@ def private():
         yield services
 
 
-def running(processes):
-    """Those of the processes that still run."""
-    return [each for each in processes if alive(each)]
-
-
-def services_of(process):
-    """What a local.py has started so far, its guard too."""
-    return descendants(process.pid)
-
-
 def name_of(process):
     """The program's name; empty if it has just ended."""
     try:
@@ -61,31 +47,11 @@ def name_of(process):
         return ""
 
 
-def listens(url):
-    """Whether someone accepts connections where the URL points to."""
-    with (
-        contextlib.suppress(OSError),
-        socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=5),
-    ):
-        return True
-    return False
-
-
 async def started(process, directory_of=lambda match: Path(match[1]).parent):
     """The directory of services whose child has told where their state is, and all their processes."""
     directory = directory_of(await process.line("^state (/.*)", within=100))
     assert (directory / "state.json").exists()
     return directory, services_of(process)
-
-
-async def everything_is_gone(directory, processes):
-    """Processes that nobody has to wait for may take a moment to leave the table."""
-
-    def gone():
-        assert running(processes) == []
-        assert not directory.exists()
-
-    await eventually(gone, within=20)
 
 
 async def test_run_gives_a_command_both_urls_and_ends_as_it_ends(children):
