@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.consumer_stage import QUEUE, consume
+from tests.benchmarks.consumer_stage import QUEUE, consume, remember
 from tests.benchmarks.model import Comparison, Contender, Goal, Row, Sample
 from tests.benchmarks.program import python
 
@@ -15,6 +15,7 @@ FASTSTREAM, AIO_PIKA = "FastStream + AsyncSession", "aio-pika + asyncpg pool of 
 ALONE, FLUSHED, UNFLUSHED = "ORM handler, a transaction each", "ORM handler, group, flush", "ORM handler, group"
 CORE, DRIVER, LIST = "Core handler, group", "asyncpg handler, group", "list handler"
 FIRST, DUPLICATES = "first deliveries", "duplicates only"
+EMPTY, LARGE = "empty inbox", "inbox of 10,000,000"
 GROUP, LIST_GROUP = 50, 200
 
 Run = Callable[[Bench, int], Awaitable[Sample]]
@@ -33,16 +34,24 @@ async def aio_pika(bench: Bench, messages: int) -> Sample:
     return max(samples, key=lambda sample: sample.figure("rate"))
 
 
-def relmsg(variant: str, *, handled_before: bool = False, **handler: object) -> Run:
-    """Our inbox with one of the handlers of ``contenders/consumer_relmsg.py``."""
-    return partial(_relmsg, variant=variant, options={"handler": handler}, handled_before=handled_before)
+def relmsg(variant: str, *, remembered: int = 0, handled_before: bool = False, **handler: object) -> Run:
+    """Our inbox with one of the handlers of ``contenders/consumer_relmsg.py``, told these handler options.
+
+    ``remembered``: with an inbox of so many messages (in a schema of its own, filled once).
+    """
+    return partial(_relmsg, variant=variant, handler=handler, remembered=remembered, handled_before=handled_before)
 
 
 async def _relmsg(
-    bench: Bench, messages: int, *, variant: str, options: dict[str, object], handled_before: bool
+    bench: Bench, messages: int, *, variant: str, handler: dict[str, object], remembered: int, handled_before: bool
 ) -> Sample:
+    schema = "relmsg"
+    if remembered:
+        schema = "relmsg_remembering"
+        await remember(bench, schema, remembered // 100 if bench.quick else remembered)
+    options = {"inbox": {"schema": schema}, "handler": handler}
     command = python("consumer_relmsg", QUEUE, messages, variant, json.dumps(options))
-    return await consume(bench, command, messages, handled_before=handled_before)
+    return await consume(bench, command, messages, schema=schema, handled_before=handled_before)
 
 
 COMPARISONS = (
@@ -69,5 +78,14 @@ COMPARISONS = (
             Contender(DUPLICATES, relmsg("orm", handled_before=True), 6_000, 600),
         ),
         (Row("duplicates only against first deliveries", Goal(2), DUPLICATES, FIRST),),
+    ),
+    Comparison(
+        "large inbox",
+        (
+            Contender(EMPTY, relmsg("core"), 6_000, 600),
+            Contender(LARGE, relmsg("core", remembered=10_000_000), 6_000, 600),
+        ),
+        (Row("inbox of 10,000,000 rows against an empty one", Goal(0.8), LARGE, EMPTY),),
+        scale=True,
     ),
 )
