@@ -93,7 +93,7 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_hea
         value = getattr(envelope, name)
         if value.__class__ is str and len(value) <= MAX_SHORT_BYTES and value.isascii() and "\0" not in value:
             continue  # most of them; what follows only finds out what is wrong
-        _check_short(name, value)
+        check_short(name, value)
     if not envelope.message_id:
         raise PropertyRefused("message_id is empty: the inbox could not tell a duplicate")
     if envelope.ordering_key is not None:
@@ -144,7 +144,11 @@ def _milliseconds(expiration: timedelta | float | None) -> int | None:
         raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {expiration!r}") from error
 
 
-def _check_short(name: str, value: Any) -> None:
+def check_short(name: str, value: Any) -> None:
+    """Hold one property that AMQP sends as a short string against its rules.
+
+    :raises PropertyRefused: it is not a string, or takes more than 255 bytes.
+    """
     if value is None and name not in ("message_id", "exchange", "routing_key"):
         return
     _check_text(name, value)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
@@ -24,11 +23,11 @@ PERSISTENT = 2
 PRIORITY = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Publication:
+class Publication(NamedTuple):
     """One ``basic.publish`` to be made, encoded but for the channel it will go through.
 
-    ``header`` is the payload of its content header. It must name ``message_id``: returns are matched by it.
+    ``header`` is the payload of its content header. It must name ``message_id``: returns are matched by it. A named
+    tuple, because the relay makes one for each row: a frozen dataclass takes three times as long to make.
     """
 
     message_id: str

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from relmsg.broker.encode import entries, joined
-from relmsg.broker.envelope import Envelope, check
-from relmsg.broker.headers import MAX_BYTES, check_headers
-from relmsg.broker.wire import Publication, publication
+from relmsg.broker.encode import Shape, joined, shape
+from relmsg.broker.envelope import MAX_KEY_BYTES, MAX_TIMESTAMP, Envelope, check, check_short
+from relmsg.broker.headers import MAX_BYTES, checked_entries
+from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, publication
 from relmsg.errors import HeadersTooLarge, InvalidMessage
+
+MOST_UTF8_BYTES = 4
 
 
 class Destination(NamedTuple):
@@ -52,6 +54,33 @@ def row_of(record: Record, *, max_body_bytes: int) -> Row:
 
     :raises InvalidMessage: this row can never be sent.
     """
+    return _usual_row(record, max_body_bytes) or _any_row(record, max_body_bytes)
+
+
+def _usual_row(record: Record, max_body_bytes: int) -> Row | None:
+    """The row of a record without the rarer properties: everything but its id, time and body is checked and encoded
+    once for many. None where something is unusual, or may be wrong."""
+    if record["expires_ms"] is not None or record["correlation_id"] is not None or record["reply_to"] is not None:
+        return None
+    body, key = record["body"], record["ordering_key"]
+    seconds = int(record["sent_time"].timestamp())
+    if len(body) > max_body_bytes or not 0 <= seconds <= MAX_TIMESTAMP:
+        return None
+    if key is not None and not 0 < len(key) <= MAX_KEY_BYTES // MOST_UTF8_BYTES:
+        return None
+    headers = _headers(record["headers"])
+    table = joined(headers.before, headers.after, key)
+    if len(table) > MAX_BYTES:
+        return None
+    shape = _shape(record["type"], record["source"], record["content_type"], record["content_encoding"])
+    destination = _destination(record["exchange"], record["routing_key"])
+    message_id = str(record["message_id"])
+    header = shape.header(len(body), table, message_id, seconds)
+    publish = Publication(message_id, destination.exchange, record["routing_key"], header, body)
+    return Row(record["id"], record["slot"], key, destination, publish)
+
+
+def _any_row(record: Record, max_body_bytes: int) -> Row:
     if record["expires_ms"] is not None and record["expires_ms"] <= 0:
         raise InvalidMessage("it expired before it could be sent")
     known = _headers(record["headers"])
@@ -93,7 +122,28 @@ class _Headers(NamedTuple):
 
 @lru_cache(maxsize=2048)
 def _headers(text: str) -> _Headers:
-    """Headers as PostgreSQL shows them, checked and encoded; most rows share theirs with many others."""
+    """Headers as PostgreSQL shows them, checked and encoded; many rows share theirs with others."""
     headers = json.loads(text)
-    check_headers(headers)
-    return _Headers(headers, *entries(headers))
+    return _Headers(headers, *checked_entries(headers))
+
+
+@lru_cache(maxsize=4096)
+def _shape(type_: str | None, source: str | None, content_type: str | None, content_encoding: str | None) -> Shape:
+    named = {"type": type_, "source": source, "content_type": content_type, "content_encoding": content_encoding}
+    for name, value in named.items():
+        check_short(name, value)
+    return shape(
+        delivery_mode=PERSISTENT,
+        priority=PRIORITY,
+        content_type=content_type,
+        content_encoding=content_encoding,
+        type=type_,
+        app_id=source,
+    )
+
+
+@lru_cache(maxsize=4096)
+def _destination(exchange: str, routing_key: str) -> Destination:
+    check_short("exchange", exchange)
+    check_short("routing_key", routing_key)
+    return Destination(exchange, routing_key)
