@@ -8,6 +8,7 @@ from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.errors import RelmsgError
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
+from relmsg.outbox.hint import Hint
 from relmsg.outbox.publish import Outbox
 from relmsg.retry import Retry
 from relmsg.topology import Binding, Exchange, Queue, Topology
@@ -16,6 +17,7 @@ __all__ = [
     "Binding",
     "Confirmed",
     "Exchange",
+    "Hint",
     "Inbox",
     "Message",
     "Nacked",

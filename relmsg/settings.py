@@ -141,6 +141,18 @@ def _number(kind: type[int] | type[float], least: float, most: float, unit: str)
     return read
 
 
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+
+
+def _switch(value: Any) -> bool:
+    """TOML gives true and false, the environment texts."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or value.lower() not in _SWITCH:
+        raise ValueError("is not on, off, true or false")
+    return _SWITCH[value.lower()]
+
+
 _HOUR = 3600.0
 
 
@@ -174,6 +186,7 @@ class Settings:
     confirm_deadline: float = _setting(30.0, _number(float, 0.1, _HOUR, "seconds"))
     poll_min: float = _setting(0.005, _number(float, 0.001, 60, "seconds"))
     poll_max: float = _setting(0.25, _number(float, 0.001, 60, "seconds"))
+    listen: bool = _setting(True, _switch)
     lease: float = _setting(15.0, _number(float, 1, _HOUR, "seconds"))
     renew: float = _setting(5.0, _number(float, 0.1, _HOUR, "seconds"))
     drain: float = _setting(10.0, _number(float, 0, _HOUR, "seconds"))
@@ -285,7 +298,7 @@ def _read(value: Any, read: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict | list):
         raise ValueError("is not a single value: settings stand at the top of the file, outside of [tables]")
     is_number = getattr(read, "__qualname__", "").startswith("_number")
-    if not is_number and not isinstance(value, str):
+    if not is_number and read is not _switch and not isinstance(value, str):
         raise ValueError("is not a text: put it in quotes")
     return read(value)
 

@@ -38,6 +38,7 @@ class RelayMetrics:
             "relmsg_relay_reconnects_total", "Connections lost and made again", registry=self.registry
         )
         self.reads = Histogram("relmsg_relay_read_seconds", "Time of one read of the outbox", registry=self.registry)
+        self.hints = Counter("relmsg_relay_hints", "Hints heard that something was committed", registry=self.registry)
         for receipt in ("confirmed", "returned", "nacked", "unknown"):
             self.receipts.labels(receipt)
 

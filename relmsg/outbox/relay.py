@@ -28,6 +28,7 @@ from relmsg.migrate import require_current
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
+from relmsg.outbox.listen import Listener
 from relmsg.outbox.metrics import Progress, RelayMetrics
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
@@ -115,10 +116,11 @@ class Relay:
             self._assemble(stack, engine, publishing, probing)
             self._trouble = None
             self.started.set()
-            duties = [
-                asyncio.create_task(duty)
-                for duty in (self._duties.keep_slots(), self._duties.measure(), self._settler.keep_probing())
-            ]
+            works = [self._duties.keep_slots(), self._duties.measure(), self._settler.keep_probing()]
+            if settings.listen:
+                listener = Listener(engine, self.wake, schema=settings.schema, hints=self.metrics.hints)
+                works.append(listener.run())
+            duties = [asyncio.create_task(work) for work in works]
             for task in duties:
                 task.add_done_callback(self._ended)
             try:

@@ -245,3 +245,21 @@ def test_an_unescaped_at_in_a_password_is_told_and_not_shown() -> None:
         Settings.load({"database_url": "postgresql://postgres:s3cr@et@127.0.0.1:1/x"}, {})
     assert "et@" not in str(told.value)
     assert "s3cr" not in str(told.value)
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("True", True), ("off", False), ("FALSE", False)])
+def test_a_switch_is_on_or_off(text, value):
+    """Listening is on unless it is turned off, in the words of the environment."""
+    assert Settings.load({}, {}).listen is True
+    assert Settings.load({}, {"RELMSG_LISTEN": text}).listen is value
+
+
+def test_a_switch_in_a_file_is_a_truth_value(tmp_path):
+    """TOML has true and false; another word, or a number, is refused with the words that are known."""
+    file = tmp_path / "relmsg.toml"
+    file.write_text("listen = false\n")
+    assert Settings.load({"config": str(file)}, {}).listen is False
+    for text in ("listen = 1", "listen = 'maybe'"):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=r"listen: .* is not on, off, true or false"):
+            Settings.load({"config": str(file)}, {})
