@@ -1,0 +1,151 @@
+"""The INSERT of the publishing side: what a sealed message is in the table, written in one statement for any number."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sqlalchemy import Connection, Insert, Interval, bindparam, func
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from relmsg.broker.envelope import Envelope
+from relmsg.outbox.direct import Direct
+from relmsg.schema import quoted, tables
+
+MOST_BYTES = 256 * 1024 * 1024  # of bodies in one statement: PostgreSQL takes less than 1 GiB of parameters
+
+
+class SealedRow(NamedTuple):
+    """A message that is known to be sendable, as the columns that the publisher writes; the others have defaults."""
+
+    message_id: UUID
+    type: str | None
+    source: str | None
+    exchange: str
+    routing_key: str
+    ordering_key: str | None
+    headers: str
+    content_type: str | None
+    content_encoding: str | None
+    correlation_id: str | None
+    reply_to: str | None
+    body: bytes
+    occurred_at: datetime | None
+    expires_in: timedelta | None
+
+
+def sealed_row(message_id: UUID, envelope: Envelope) -> SealedRow:
+    """The row of an envelope."""
+    expiration = envelope.expiration_ms
+    return SealedRow(
+        message_id,
+        envelope.type,
+        envelope.source,
+        envelope.exchange,
+        envelope.routing_key,
+        envelope.ordering_key,
+        json.dumps(envelope.headers) if envelope.headers else "{}",
+        envelope.content_type,
+        envelope.content_encoding,
+        envelope.correlation_id,
+        envelope.reply_to,
+        envelope.body,
+        envelope.timestamp,
+        None if expiration is None else timedelta(milliseconds=expiration),
+    )
+
+
+NAMES = SealedRow._fields
+TYPES = {"message_id": "uuid", "body": "bytea", "occurred_at": "timestamptz", "expires_in": "interval"}
+KINDS = [TYPES.get(name, "text") for name in NAMES]
+# Headers travel as text and are cast by the server: a codec that the user's engine has for jsonb would encode them
+# once more.
+WRITTEN = {"headers": "{}::jsonb", "expires_in": "clock_timestamp() + {}"}
+TARGET = ", ".join("expires_at" if name == "expires_in" else name for name in NAMES)
+
+
+class Insertion:
+    """Writes sealed rows into the outbox of one schema, in the caller's transaction and in the order of the rows.
+
+    One round trip for any number of rows, unless their bodies take more than 256 MiB together. Through asyncpg the
+    statement goes to the driver as it stands; through another driver it is SQLAlchemy's own INSERT, with the same
+    effect.
+    """
+
+    def __init__(self, schema: str) -> None:
+        table = quoted(schema, "outbox_message")
+        one = [f"${position}::{kind}" for position, kind in enumerate(KINDS, 1)]
+        arrays = ", ".join(f"${position}::{kind}[]" for position, kind in enumerate(KINDS, 1))
+        self._one = f"INSERT INTO {table} ({TARGET}) VALUES ({_written(one)})"  # noqa: S608 - all names are ours or quoted
+        # Arrays, not one VALUES list a row: one statement, prepared once, whatever the number. Ids are drawn after the
+        # sort, so their order is that of the list.
+        self._many = (
+            f"INSERT INTO {table} ({TARGET}) SELECT {_written(NAMES)} "  # noqa: S608 - as above
+            f"FROM unnest({arrays}) WITH ORDINALITY AS m ({', '.join(NAMES)}, place) ORDER BY place"
+        )
+        self._table = tables(schema).outbox_message
+        self._core = self._table.insert().values(
+            expires_at=func.clock_timestamp() + bindparam("expires_in", type_=Interval())
+        )
+
+    @staticmethod
+    @lru_cache
+    def of(schema: str) -> Insertion:
+        """The insertion into this schema: built once, for building it costs more than the row does."""
+        return Insertion(schema)
+
+    async def write(self, connection: AsyncConnection, rows: Sequence[SealedRow]) -> None:
+        """Write the rows.
+
+        :raises DBAPIError: SQLAlchemy's errors; the transaction can then only be rolled back.
+        """
+        if connection.dialect.driver == "asyncpg":
+            for sql, args in self._statements(rows):
+                await Direct.execute(connection, sql, args)
+        else:
+            await connection.execute(self._core, [_as_columns(row) for row in rows])
+
+    def write_sync(self, connection: Connection, rows: Sequence[SealedRow]) -> None:
+        """The same, from where SQLAlchemy runs synchronous code: inside of its events."""
+        if connection.dialect.driver == "asyncpg":
+            for sql, args in self._statements(rows):
+                Direct.execute_sync(connection, sql, args)
+        else:
+            connection.execute(self._core, [_as_columns(row) for row in rows])
+
+    def statement(self, row: SealedRow) -> Insert:
+        """The same INSERT as a Core statement."""
+        values = _as_columns(row)
+        expires_in = values.pop("expires_in")
+        return self._table.insert().values(
+            **values, expires_at=None if expires_in is None else func.clock_timestamp() + expires_in
+        )
+
+    def _statements(self, rows: Sequence[SealedRow]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        if len(rows) == 1:
+            yield self._one, rows[0]
+            return
+        for part in _parts(rows):
+            yield self._many, tuple(map(list, zip(*part, strict=True)))
+
+
+def _written(sources: Sequence[str]) -> str:
+    return ", ".join(WRITTEN.get(name, "{}").format(source) for source, name in zip(sources, NAMES, strict=True))
+
+
+def _as_columns(row: SealedRow) -> dict[str, Any]:
+    return {**row._asdict(), "headers": json.loads(row.headers)}
+
+
+def _parts(rows: Sequence[SealedRow]) -> Iterator[Sequence[SealedRow]]:
+    start = size = 0
+    for position, row in enumerate(rows):
+        size += len(row.body)
+        if size > MOST_BYTES and position > start:
+            yield rows[start:position]
+            start, size = position, len(row.body)
+    yield rows[start:]
