@@ -50,7 +50,7 @@ def checked_entries(headers: Any) -> tuple[bytes, bytes]:
     """
     before: list[bytes] = []
     after: list[bytes] = []
-    if not isinstance(headers, Mapping):
+    if headers.__class__ is not dict:
         check_headers(headers)
     try:
         for name in sorted(headers):

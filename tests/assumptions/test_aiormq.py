@@ -6,18 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from typing import Any
-from uuid import uuid4
 
 import aiormq
 import pytest
 from aiormq.abc import ChannelFrame
+from aiormq.connection import TCPTransportFactory, TransportFactory
 from aiormq.exceptions import ChannelNotFoundEntity, PublishError
 from pamqp import commands, frame
 
 from compose.local import Services
+from relmsg.broker.connection import Connection
 from relmsg.broker.wire import copy_of, frames
 from relmsg.testing import eventually
 from tests.support.broker import Broker
@@ -34,48 +34,32 @@ def properties(message_id: str) -> commands.Basic.Properties:
     return commands.Basic.Properties(message_id=message_id)
 
 
-class Recorder:
-    """Stands for a confirmation; notes what is called on it. ``answered`` is what it says to done()."""
+class Spied(TransportFactory):
+    """aiormq's own way to open a socket; notes what is written."""
 
-    def __init__(self, *, answered: bool = False) -> None:
-        self.calls: list[str] = []
-        self.answered = answered
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.given: tuple[Any, Any] | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        def call(*_: object) -> bool | None:
-            self.calls.append(name)
-            return self.answered if name == "done" else True
+    async def create(self, url: Any, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await TCPTransportFactory().create(url, **options)
+        write = writer.write
 
-        return call
+        def listen(data: bytes) -> None:
+            self.written.append(data)
+            write(data)
 
-
-async def send(channel: aiormq.Channel, *routing_keys: str, recorder: Recorder | None = None) -> list[Recorder]:
-    """Publish as relmsg does: one frame for many messages, and a stand-in for each in aiormq's maps."""
-    recorders, data = [], b""
-    async with channel.lock:
-        for key in routing_keys:
-            channel.delivery_tag += 1
-            message_id = str(uuid4())
-            recorders.append(recorder or Recorder())
-            channel.confirmations[channel.delivery_tag] = recorders[-1]
-            channel.message_id_delivery_tag[message_id] = channel.delivery_tag
-            data += frames(copy_of(message_id, "", key, properties(message_id), b"x"), channel.number, 131_072)
-        drained = channel.create_future()
-        await channel.write_queue.put(ChannelFrame(payload=data, should_close=False, drain_future=drained))
-        await drained
-    return recorders
+        writer.write = listen
+        self.given = (reader, writer)
+        return reader, writer
 
 
 async def test_the_names_we_use_are_there(connection):
-    """aiormq's Channel has every public name that relmsg.broker.batch and confirm build on, of the kind we expect."""
+    """aiormq's Channel has every public name that relmsg's lines and subscribers build on, of the kind we expect."""
     channel = await connection.channel()
     assert isinstance(channel, aiormq.Channel)
-    assert isinstance(channel.confirmations, OrderedDict)
-    assert isinstance(channel.message_id_delivery_tag, dict)
     assert channel.delivery_tag == 0
     assert isinstance(channel.number, int)
-    assert channel.write_queue is connection.write_queue
-    assert asyncio.isfuture(channel.create_future())
     assert asyncio.isfuture(channel.closing)
     assert channel.closing is not channel.closing, "every asker gets an observer of its own, which it may cancel"
     assert connection.channels[channel.number] is channel
@@ -87,53 +71,73 @@ async def test_the_names_we_use_are_there(connection):
         pass
 
 
-async def test_a_confirmation_is_asked_and_answered_by_three_methods(connection, broker: Broker):
-    """aiormq calls only done, set_result and set_exception on what stands in ``confirmations``, each answer once."""
+async def test_the_socket_is_opened_by_the_factory_and_written_in_whole_frames(amqp_url, broker: Broker):
+    """What a transport_factory opens is what aiormq reads and writes, and each of its writes is a row of whole frames:
+    so frames of ours may be written between any two of them."""
     await broker.queue("q")
-    await broker.queue("full", arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    spied = Spied()
+    connection = aiormq.Connection(amqp_url, transport_factory=spied)
+    await connection.connect()
     channel = await connection.channel()
-    (first,) = await send(channel, "full")
-    await eventually(lambda: _is(first.calls, ["done", "set_result"]))
-    recorders = await send(channel, *["q", "full", "nowhere"] * 20)
-    await eventually(lambda: _is(all(each.calls for each in recorders) and not channel.confirmations, True))
-    for acked, nacked, returned in zip(recorders[::3], recorders[1::3], recorders[2::3], strict=True):
-        assert acked.calls == ["done", "set_result"]
-        assert nacked.calls == ["done", "set_exception"]
-        assert returned.calls == ["set_exception"]
+    await asyncio.gather(
+        *(channel.basic_publish(b"x" * 300_000, routing_key="q", properties=properties(str(n))) for n in range(5))
+    )
+    await connection.close()
+    header, *rest = spied.written
+    assert header.startswith(b"AMQP")
+    assert len(rest) > 5
+    for data in rest:
+        while data:
+            size, _, _ = frame.unmarshal(data)
+            assert size > 0
+            data = data[size:]
 
 
-async def test_an_answer_to_what_was_given_up_is_asked_for_cancelled(connection, broker: Broker):
-    """A confirmation that is done already is only asked whether it was cancelled: the answer is dropped."""
-    await broker.queue("q")
+async def test_what_is_fed_to_the_reader_is_what_aiormq_hears(amqp_url):
+    """aiormq reads nothing but its StreamReader: a reply that is put there is taken for the broker's."""
+    spied = Spied()
+    connection = aiormq.Connection(amqp_url, transport_factory=spied)
+    await connection.connect()
     channel = await connection.channel()
-    (late,) = await send(channel, "q", recorder=Recorder(answered=True))
-    await eventually(lambda: _is(late.calls, ["done", "cancelled"]))
+    assert spied.given is not None
+    cancelled: list[Any] = []
+    channel.on_consumer_cancel_callbacks.add(cancelled.append)
+    spied.given[0].feed_data(frame.marshal(commands.Basic.Cancel("ours", nowait=True), channel.number))
+    await eventually(lambda: _is(len(cancelled), 1))
+    await connection.close()
 
 
-async def test_the_return_comes_before_its_ack(connection, broker: Broker, monkeypatch):
+async def test_the_return_comes_before_its_ack(amqp_url, broker: Broker):
     """RabbitMQ sends basic.return before the basic.ack of the same publish, also when acks are gathered."""
     await broker.queue("q")
-    channel = await connection.channel()
-    heard: list[Any] = []
-    put = channel.frames.put
+    heard: list[tuple[str, int]] = []
 
-    async def listen(item: tuple[int, Any]) -> None:
-        heard.append(item[1])
-        await put(item)
+    class Listening:
+        def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
+            method = data[start : start + 4] if kind == 1 else b""
+            if method == b"\x00\x3c\x00\x32":
+                heard.append(("return", 0))
+            elif method == b"\x00\x3c\x00\x50":
+                heard.append(("ack", int.from_bytes(data[start + 4 : start + 12], "big")))
+            return True
 
-    monkeypatch.setattr(channel.frames, "put", listen)
-    recorders = await send(channel, *["q", "nowhere"] * 100)
-    await eventually(lambda: _is(all(each.calls for each in recorders) and not channel.confirmations, True))
-    returned, acked = 0, 0
-    for each in heard:
-        if isinstance(each, commands.Basic.Return):
-            returned += 1
-        elif isinstance(each, commands.Basic.Ack) and (each.multiple or each.delivery_tag % 2 == 0):
-            # Every second tag is unroutable; returns come in their order, so this many must have come by now.
-            assert returned >= each.delivery_tag // 2
-            acked += 1
+    async with Connection([amqp_url]) as connection:
+        channel = await connection.channel(confirms=True)
+        assert connection.tap is not None
+        connection.tap.attach(channel.number, Listening())
+        connection.tap.write(
+            b"".join(
+                frames(copy_of(str(n), "", "q" if n % 2 else "nowhere", properties(str(n)), b"x"), channel.number, 4096)
+                for n in range(1, 201)
+            )
+        )
+        await eventually(lambda: _is(("ack", 200) in heard, True))
+    returned = 0
+    for what, tag in heard:
+        # Every second tag is unroutable; returns come in their order, so this many must have come by now.
+        returned += what == "return"
+        assert what == "return" or returned >= tag // 2
     assert returned == 100
-    assert acked > 0
 
 
 async def test_two_publishes_with_one_id_swap_their_verdicts(connection, broker: Broker):
