@@ -24,6 +24,7 @@ FAILPOINTS: dict[str, str] = {
     "relay.before_delete": "the batch is confirmed, its rows are not yet deleted",
     "relay.after_delete": "the delete of a batch has been committed",
     "consumer.before_inbox_row": "a transaction is open, the inbox row is not yet written",
+    "consumer.inside_group": "half of a group's handlers have finished, or its list handler; nothing is committed",
     "consumer.before_commit": "the handler has finished, nothing is committed",
     "consumer.after_commit": "the effect is committed, the delivery is not acked",
     "consumer.after_ack": "the ack is written to the socket",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -11,9 +10,9 @@ from typing import Any, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_sessionmaker
 
-from relmsg.broker.answer import really_cancelled
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
+from relmsg.inbox.call import Stopwatch, called
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
@@ -24,9 +23,6 @@ from relmsg.inbox.outcome import (
     Duplicate,
     Failed,
     Handled,
-    HandlerCancelled,
-    HandlerEndedTransaction,
-    HandlerTimeout,
     Outcome,
     Settled,
     Unsettled,
@@ -44,7 +40,7 @@ ANSWER_SECONDS = 10.0
 PATIENCE_SECONDS = 3600.0  # for the copies of a message whose handler has no timeout
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Task:
     """A message, the handler it goes to, and what the handler will be given."""
 
@@ -54,6 +50,8 @@ class Task:
     event: Any
     counted: bool = False
     """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
+    watch: Stopwatch | None = None
+    """What the handler took, once it has run."""
 
 
 Around: TypeAlias = Callable[[Callable[[], Awaitable[Outcome]]], Awaitable[Outcome]]
@@ -141,32 +139,27 @@ class Attempts:
         return outcome
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
-        # A copy of the message may be under way elsewhere: our INSERT rightly waits as long as *its* handler may take.
-        patience = ANSWER_SECONDS + (task.handler.timeout or PATIENCE_SECONDS)
-        async with answering(patience):
+        async with answering(patience(task.handler)):
             transaction = await session.begin()
             connection = await session.connection()
             reach("consumer.before_inbox_row")
-            is_first = await self._store.once(session, task.identity)
+            is_first = await self._store.once(connection, task.identity)
             if not is_first:
                 await self._commit(task, session, transaction)
                 return Duplicate()
         assert connection.sync_connection is not None
-        turn = HandlersTurn(session, transaction, connection.sync_connection)
-        error = await self._run(task, session, turn)
+        task.watch = Stopwatch()
+        with HandlersTurn(session, transaction, connection.sync_connection) as turn:
+            error = await called(task.handler, task.handler(task.message, session, task.event), turn, self._metrics)
+        task.watch.stop()
         if error is None:
             reach("consumer.before_commit")
             try:
-                async with answering(patience):
+                async with answering(patience(task.handler)):
                     await self._commit(task, session, transaction)
             except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
                 error = failed
-        if error is None:
-            return Handled()
-        for each in (error, turn.database_error):
-            if each is not None and is_away(each):
-                return Unsettled(each)
-        return Failed(error, REASONS.get(type(error), "handler_failed"))
+        return Handled() if error is None else judged(error, turn)
 
     async def _commit(self, task: Task, session: AsyncSession, transaction: AsyncSessionTransaction) -> None:
         """Commit, and with it the end of the message's starts.
@@ -177,28 +170,19 @@ class Attempts:
             await self._store.forget_starts(session, task.identity)
         await transaction.commit()
 
-    async def _run(self, task: Task, session: AsyncSession, turn: HandlersTurn) -> BaseException | None:
-        """Let the handler do its work; what it raised, or what makes its work impossible to commit."""
-        deadline = asyncio.timeout(task.handler.timeout)
-        try:
-            with turn, self._metrics.timed(task.handler):
-                async with deadline:
-                    await task.handler(task.message, session, task.event)
-                if not deadline.expired():
-                    await turn.check()
-                    return None
-        except asyncio.CancelledError as error:
-            if really_cancelled():
-                raise
-            cancelled = HandlerCancelled()
-            cancelled.__cause__ = error
-            return cancelled
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
-            # SystemExit as well: a library that calls sys.exit() must not end the worker, and without a word at that.
-            if not deadline.expired():
-                return HandlerEndedTransaction() if turn.was_ended_unseen() else error
-        # Also where the handler swallowed its cancellation and came to an end: it was told to stop.
-        return HandlerTimeout(f"the handler took longer than its timeout of {task.handler.timeout:g} s")
+
+def patience(handler: Handler) -> float:
+    """How long our statements may take: a copy of a message may be under way elsewhere, and then our INSERT rightly
+    waits as long as *its* handler may take."""
+    return ANSWER_SECONDS + (handler.timeout or PATIENCE_SECONDS)
+
+
+def judged(error: BaseException, turn: HandlersTurn) -> Failed | Unsettled:
+    """Whose fault it is that a transaction did not commit: the handler's, or the database's."""
+    for each in (error, turn.database_error):
+        if each is not None and is_away(each):
+            return Unsettled(each)
+    return Failed(error, REASONS.get(type(error), "handler_failed"))
 
 
 def _policy(retry: Retry, error: BaseException) -> Retry:

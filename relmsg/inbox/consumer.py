@@ -1,4 +1,4 @@
-"""A consumer process: subscriptions, lanes, and an orderly end."""
+"""A consumer process: subscriptions, and an orderly end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from relmsg.broker.connection import Connection
-from relmsg.broker.subscriber import Delivery, Subscriber, require_queue
+from relmsg.broker.subscriber import Subscriber, require_queue
 from relmsg.clock import Clock
-from relmsg.inbox.lanes import Lanes
+from relmsg.inbox.intake import Intake
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.worker import Worker
 
@@ -22,7 +22,7 @@ GOODBYE_SECONDS = 1.0  # for the rollback of what was cancelled
 
 
 class Consumer:
-    """Receives from all queues of an inbox and has a worker handle each delivery.
+    """Receives from all queues of an inbox and has each delivery handled.
 
     Each queue has a connection of its own: a frame that the AMQP library cannot read cuts a connection, and must not
     cut the others (reliability B1). Handlers run in tasks of ours: when a connection is lost they go on and commit;
@@ -34,6 +34,7 @@ class Consumer:
         name: str,
         queues: Mapping[str, Connection],
         worker: Worker,
+        intake: Callable[[Callable[[Exception], None]], Intake],
         publishing: Connection,
         rest: Rest,
         *,
@@ -50,9 +51,9 @@ class Consumer:
         self._drain_seconds = drain
         self._clock = clock
         self._beat_at = clock.monotonic()
-        self._lanes: Lanes[Delivery] = Lanes(self._work)
-        self._subscribers: list[Subscriber] = []
         self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._intake = intake(self._broken)
+        self._subscribers: list[Subscriber] = []
 
     def live(self) -> str | None:
         """None while the event loop turns, otherwise what is wrong; the process should then be restarted."""
@@ -84,7 +85,7 @@ class Consumer:
                 await require_queue(self._publishing, queue)
                 await self._worker.errors.declare(queue)
                 await stack.enter_async_context(connection)
-                self._subscribers.append(Subscriber(connection, queue, self._take, prefetch=self._prefetch))
+                self._subscribers.append(Subscriber(connection, queue, self._intake.put, prefetch=self._prefetch))
             stack.push_async_callback(self._drain)
             for subscriber in self._subscribers:
                 await subscriber.start()
@@ -104,10 +105,10 @@ class Consumer:
 
     async def _drain(self) -> None:
         stopping = [asyncio.create_task(subscriber.stop()) for subscriber in self._subscribers]
-        self._lanes.drop_waiting()
+        self._intake.drop_waiting()
         self._rest.end()
         await asyncio.gather(*stopping)
-        if running := self._lanes.tasks:
+        if running := self._intake.tasks:
             log.info("%s: waiting for %d handlers to finish", self._name, len(running))
             _, late = await asyncio.wait(running, timeout=self._drain_seconds)
             for task in late:
@@ -115,6 +116,7 @@ class Consumer:
             if late:
                 log.warning("%s: cancelled %d handlers, their messages come again", self._name, len(late))
                 await asyncio.wait(late, timeout=GOODBYE_SECONDS)
+        self._intake.drop_waiting()
         await asyncio.gather(*(subscriber.close() for subscriber in self._subscribers))
 
     async def _beat(self) -> None:
@@ -122,14 +124,7 @@ class Consumer:
             self._beat_at = self._clock.monotonic()
             await asyncio.sleep(1.0)
 
-    def _take(self, delivery: Delivery) -> None:
-        self._worker.metrics.received(delivery.queue)
-        key = delivery.message.ordering_key
-        self._lanes.put((delivery.queue, key) if key is not None else None, delivery)
-
-    async def _work(self, delivery: Delivery) -> None:
-        try:
-            await self._worker.handle(delivery)
-        except Exception as error:  # noqa: BLE001 - a fault of relmsg: better a worker that ends than one that hangs
-            if not self._fault.done():
-                self._fault.set_exception(error)
+    def _broken(self, error: Exception) -> None:
+        """A fault of relmsg: better a worker that ends than one that hangs."""
+        if not self._fault.done():
+            self._fault.set_exception(error)

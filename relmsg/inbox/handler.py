@@ -16,9 +16,11 @@ from relmsg.message import Message
 from relmsg.retry import Retry
 
 ANY_TYPE: Final = "*"
+GROUP = 50
+GROUP_OF_LISTS = 200
 CHOICES = (
     "ask for Message, AsyncSession, or the event as dict, list, str, bytes, a dataclass, a msgspec.Struct or a "
-    "pydantic model; or give the parameter a default"
+    "pydantic model, or for many at once by list[Message] or list[Event]; or give the parameter a default"
 )
 
 
@@ -33,6 +35,12 @@ class Handler:
     retry: Retry
     timeout: float | None
     parameters: Parameters
+    group: int = 1
+
+    @property
+    def takes_lists(self) -> bool:
+        """Whether it is given many messages at once."""
+        return self.parameters.lists
 
     def decode(self, message: Message) -> Any:
         """The event in the form the function asks for; None if it asks for none.
@@ -43,21 +51,47 @@ class Handler:
         return decode(message.body) if decode is not None and isinstance(message.body, bytes) else None
 
     async def __call__(self, message: Message, session: AsyncSession, event: Any) -> None:
-        """Run the function. It works inside the transaction of ``session`` and must not end it."""
-        supplied = {"message": message, "session": session, "event": event}
+        """Run the function for one message. It works inside the transaction of ``session`` and must not end it."""
+        wanted = self.parameters
+        if wanted.lists:
+            await self.call([message], session, [event])
+            return
+        supplied = {MESSAGE: message, SESSION: session, EVENT: event}
         await self.function(
-            *(supplied[kind] for kind in self.parameters.positional),
+            *[supplied[kind] for kind in wanted.positional],
+            **{name: supplied[kind] for name, kind in wanted.keywords},
+        )
+
+    async def call(self, messages: list[Message], session: AsyncSession, events: list[Any]) -> None:
+        """Run the function, which takes lists, for all these messages at once."""
+        supplied = {MESSAGE: messages, SESSION: session, EVENT: events}
+        await self.function(
+            *[supplied[kind] for kind in self.parameters.positional],
             **{name: supplied[kind] for name, kind in self.parameters.keywords},
         )
 
 
+MESSAGE, SESSION, EVENT = "message", "session", "event"
+
+
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a function's parameters are given: ``message``, ``session`` or ``event``, and how bytes become the event."""
+    """What a function's parameters are given: message, session or event, and how bytes become the event.
+
+    ``lists``: it is given lists of messages and events, which correspond.
+    """
 
     positional: tuple[str, ...]
     keywords: tuple[tuple[str, str], ...]
     decode: Callable[[bytes], Any] | None
+    lists: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Supply:
+    kind: str
+    decode: Callable[[bytes], Any] | None = None
+    many: bool | None = None  # None: it says nothing about lists
 
 
 def parameters(function: Callable[..., Any], session_class: type = AsyncSession) -> Parameters:
@@ -70,30 +104,42 @@ def parameters(function: Callable[..., Any], session_class: type = AsyncSession)
         raise HandlerRefused(f"handler {name}: write it as `async def`; a blocking function would stop all the others")
     positional: list[str] = []
     keywords: list[tuple[str, str]] = []
-    events: list[str] = []
-    decode: Callable[[bytes], Any] | None = None
+    supplies: dict[str, _Supply] = {}
     gap = False
     for parameter in _signature(function, name):
-        kind, decoder = _supplied(parameter, name, session_class)
-        if decoder is not None:
-            events.append(parameter.name)
-            decode = decoder
-        if kind is None:
+        supply = _supplied(parameter, name, session_class)
+        if supply is None:
             gap = True  # keeps its default; what follows can be given by name only
-        elif parameter.kind is parameter.KEYWORD_ONLY or (gap and parameter.kind is not parameter.POSITIONAL_ONLY):
-            keywords.append((parameter.name, kind))
+            continue
+        supplies[parameter.name] = supply
+        if parameter.kind is parameter.KEYWORD_ONLY or (gap and parameter.kind is not parameter.POSITIONAL_ONLY):
+            keywords.append((parameter.name, supply.kind))
         elif gap:
             raise HandlerRefused(
                 f"handler {name}: the positional-only parameter {parameter.name!r} stands behind one that keeps its "
                 "default: change their order"
             )
         else:
-            positional.append(kind)
+            positional.append(supply.kind)
+    decode, lists = _consistent(supplies, name)
+    return Parameters(tuple(positional), tuple(keywords), decode, lists)
+
+
+def _consistent(supplies: dict[str, _Supply], name: str) -> tuple[Callable[[bytes], Any] | None, bool]:
+    """The one decoder, if any, and whether the function takes lists."""
+    events = [each for each, supply in supplies.items() if supply.decode is not None]
     if len(events) > 1:
         raise HandlerRefused(
             f"handler {name}: {' and '.join(map(repr, events))} both ask for the event; a message has one body"
         )
-    return Parameters(tuple(positional), tuple(keywords), decode)
+    single = [each for each, supply in supplies.items() if supply.many is False]
+    lists = [each for each, supply in supplies.items() if supply.many]
+    if single and lists:
+        raise HandlerRefused(
+            f"handler {name}: {single[0]!r} asks for one message and {lists[0]!r} for many at once: make both lists, "
+            "or none"
+        )
+    return (supplies[events[0]].decode if events else None), bool(lists)
 
 
 def _signature(function: Callable[..., Any], name: str) -> Iterator[inspect.Parameter]:
@@ -111,25 +157,49 @@ def _signature(function: Callable[..., Any], name: str) -> Iterator[inspect.Para
     return (each for each in resolved if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
 
 
-def _supplied(
-    parameter: inspect.Parameter, name: str, session_class: type
-) -> tuple[str | None, Callable[[bytes], Any] | None]:
-    """What a parameter gets, and the decoder if it is the event; ``(None, None)`` where its default stays."""
-    wanted = parameter.annotation
-    while typing.get_origin(wanted) is typing.Annotated:
-        wanted = typing.get_args(wanted)[0]
+def _supplied(parameter: inspect.Parameter, name: str, session_class: type) -> _Supply | None:
+    """What a parameter gets; None where its default stays."""
+    wanted = _plain(parameter.annotation)
     if wanted is not parameter.empty:
         if wanted is Message:
-            return "message", None
+            return _Supply(MESSAGE, many=False)
         if isinstance(wanted, type) and issubclass(wanted, AsyncSession) and issubclass(session_class, wanted):
-            return "session", None
-        decoder = _decoder(wanted, parameter.name, name)
+            return _Supply(SESSION)
+        item = _item(wanted, parameter.name, name)
+        if item is Message:
+            return _Supply(MESSAGE, many=True)
+        decoder = _decoder(wanted if item is None else item, parameter.name, name)
         if decoder is not None:
-            return "event", decoder
+            return _Supply(EVENT, decoder, many=item is not None)
     if parameter.default is not parameter.empty:
-        return None, None
+        return None
     shown = "without an annotation" if wanted is parameter.empty else f"({inspect.formatannotation(wanted)})"
     raise HandlerRefused(f"handler {name}: parameter {parameter.name!r} {shown} cannot be supplied: {CHOICES}")
+
+
+def _item(wanted: Any, parameter: str, name: str) -> Any:
+    """What a list of messages or events is a list of; None where no such list is asked for.
+
+    ``list[X]`` asks for many at once where ``X`` alone could be asked for: Message, dict, dataclass, model. Where X can
+    be no body of its own (``list[int]``), the list is one body.
+    """
+    if typing.get_origin(wanted) is not list:
+        return None
+    item = _plain(typing.get_args(wanted)[0])
+    if item is Message:
+        return item
+    if item in (str, bytes) or (typing.get_origin(item) or item) is list:
+        raise HandlerRefused(
+            f"handler {name}: parameter {parameter!r} ({inspect.formatannotation(wanted)}) can mean one body or many: "
+            "ask for `list` if the body is a JSON list, for `list[Message]` if you want many messages at once"
+        )
+    return None if _decoder(item, parameter, name) is None else item
+
+
+def _plain(annotation: Any) -> Any:
+    while typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    return annotation
 
 
 def _decoder(wanted: Any, parameter: str, name: str) -> Callable[[bytes], Any] | None:

@@ -17,14 +17,17 @@ from relmsg.inbox.attempt import Attempts
 from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.errors import ErrorExchange
 from relmsg.inbox.gate import Gate
-from relmsg.inbox.handler import Handler, parameters
+from relmsg.inbox.group import Groups
+from relmsg.inbox.handler import GROUP, GROUP_OF_LISTS, Handler, parameters
 from relmsg.inbox.identity import MissingId
-from relmsg.inbox.lanes import Slots
+from relmsg.inbox.intake import Intake
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.rest import Rest
+from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import Starts
 from relmsg.inbox.store import Store
+from relmsg.inbox.together import Together
 from relmsg.inbox.worker import Worker
 from relmsg.migrate import require_current
 from relmsg.retry import Retry
@@ -47,7 +50,9 @@ class Inbox:
     :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
     :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
         is made from their content, and two equal messages are one.
-    :param prefetch: messages the broker hands over ahead of the acks, for each queue.
+    :param prefetch: messages the broker hands over ahead of the acks, for each queue. Enough for several groups: one
+        fills while another commits. What one process holds another cannot have: with handlers that take seconds and
+        several processes on one queue, a small number, such as twice ``concurrency``, shares the messages more evenly.
     :param concurrency: handlers that run at a time, for all queues together.
     :param drain: seconds that running handlers are given to finish when the process is to stop.
     :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
@@ -62,7 +67,7 @@ class Inbox:
         amqp_url: str | None = None,
         missing_id: MissingId = "reject",
         error_exchange: str = ERROR_EXCHANGE,
-        prefetch: int = 32,
+        prefetch: int = 250,
         concurrency: int = 8,
         drain: float = 25.0,
         heartbeat: float = 10.0,
@@ -102,21 +107,35 @@ class Inbox:
         retry: Retry | None = None,
         timeout: float | None = 30.0,
         consumer: str | None = None,
+        group: int | None = None,
     ) -> Callable[[F], F]:
         """Register an ``async def`` for the messages of a type from a queue; type ``"*"`` takes all that remain.
 
         Its parameters are supplied by annotation: ``Message``, ``AsyncSession``, and the event as dict, list, str,
-        bytes, a dataclass, a ``msgspec.Struct`` or a pydantic model. The function itself is returned unchanged.
+        bytes, a dataclass, a ``msgspec.Struct`` or a pydantic model. A list handler asks for ``list[Message]``, or for
+        ``list[Event]`` where Event is a dict, dataclass or model, or for both, which then correspond; it gets a group
+        of messages at once, in order, and only those that are new. The function itself is returned unchanged.
+
+        **A handler may be executed again for a message it has been executed for**, after what it wrote was rolled back.
+        Messages share a transaction, up to ``group`` of them; if anything goes wrong in it, all of it is rolled back,
+        and each message is handled again in a transaction of its own. That spends no attempt of ``retry``, and the
+        effect in the database happens once; what a handler does elsewhere can happen again. Groups grow only while
+        handlers are quick, so handlers that wait for other services run singly and side by side.
 
         :param retry: how often it is tried before the message goes to the error exchange; 3 times by default.
         :param timeout: seconds for one attempt. It is cancelled then, rolled back, and counts as failed.
         :param consumer: under which name these messages are remembered, if not under the inbox's.
+        :param group: at most so many messages share a transaction: 50 by default, 200 for a list handler. 1 gives each
+            message a transaction of its own.
         :raises HandlerRefused: it could never be called, or contradicts another handler.
         """
         if timeout is not None and timeout <= 0:
             raise UsageError("handler(timeout=…) is a positive number of seconds, or None for no limit")
+        if group is not None:
+            _at_least(1, "handler(group=…)", group)
 
         def register(function: F) -> F:
+            wanted = parameters(function, getattr(self.sessions, "class_", AsyncSession))
             self._registry.add(
                 Handler(
                     type=type,
@@ -125,7 +144,8 @@ class Inbox:
                     function=function,
                     retry=retry or Retry(),
                     timeout=timeout,
-                    parameters=parameters(function, getattr(self.sessions, "class_", AsyncSession)),
+                    parameters=wanted,
+                    group=group or (GROUP_OF_LISTS if wanted.lists else GROUP),
                 )
             )
             return function
@@ -210,22 +230,41 @@ class Inbox:
             return Connection(urls, name=name, heartbeat=heartbeat, clock=self._clock, chance=self._chance)
 
         publishing = connection("errors")
+        slots = Slots(concurrency, rest)
         worker = Worker(
-            name=self.name,
-            registry=self._registry,
-            missing_id=self._missing_id,
             attempts=Attempts(self.sessions, store, database, self.metrics, rest, self._clock, self._chance),
             starts=Starts(self.sessions, store),
             errors=ErrorExchange(publishing, self._error_exchange),
             database=database,
             error_exchange=errors,
-            slots=Slots(concurrency, rest),
+            slots=slots,
             metrics=self.metrics,
         )
+        together = Together(
+            groups=Groups(self.sessions, store, self.metrics),
+            database=database,
+            error_exchange=errors,
+            slots=slots,
+            metrics=self.metrics,
+        )
+
+        def intake(fault: Callable[[Exception], None]) -> Intake:
+            return Intake(
+                self.name,
+                self._registry,
+                self._missing_id,
+                worker,
+                together,
+                self.metrics,
+                concurrency=concurrency,
+                fault=fault,
+            )
+
         return Consumer(
             self.name,
             {queue: connection(queue) for queue in self.queues},
             worker,
+            intake,
             publishing,
             rest,
             prefetch=prefetch,

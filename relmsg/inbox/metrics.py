@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -17,6 +17,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         where = ("consumer", "queue")
         self._deliveries = Counter(
             "relmsg_consumer_deliveries",
@@ -36,6 +37,12 @@ class Metrics:
         self._duration = Histogram(
             "relmsg_consumer_handler_seconds", "Time in the handler", (*where, "type"), registry=self.registry
         )
+        self._groups = Counter(
+            "relmsg_consumer_groups",
+            "Transactions shared by several messages, by outcome",
+            (*where, "type", "outcome"),
+            registry=self.registry,
+        )
         self._in_flight = Gauge(
             "relmsg_consumer_in_flight", "Deliveries received and not settled", ("queue",), registry=self.registry
         )
@@ -49,14 +56,14 @@ class Metrics:
         self._paused.set_function(lambda: 0.0 if all(gate.is_open for gate in gates) else 1.0)
         self._paused_seconds.set_function(lambda: sum(gate.paused_seconds for gate in gates))
 
-    def received(self, queue: str) -> None:
-        """A delivery has arrived."""
-        self._in_flight.labels(queue).inc()
+    def received(self, queue: str, count: int = 1) -> None:
+        """Deliveries have arrived."""
+        self._child(self._in_flight, queue).inc(count)
 
-    def settled(self, consumer: str, queue: str, outcome: Outcome) -> None:
-        """A delivery has come to its end."""
-        self._in_flight.labels(queue).dec()
-        self._deliveries.labels(consumer, queue, type(outcome).__name__.lower()).inc()
+    def settled(self, consumer: str, queue: str, outcome: Outcome, count: int = 1) -> None:
+        """So many deliveries have come to the same end."""
+        self._child(self._in_flight, queue).dec(count)
+        self._child(self._deliveries, consumer, queue, type(outcome).__name__.lower()).inc(count)
 
     def failed(self, consumer: str, queue: str, reason: str) -> None:
         """A message is confirmed in the error queue."""
@@ -66,6 +73,18 @@ class Metrics:
         """A handler is tried again."""
         self._retries.labels(handler.consumer, handler.queue, handler.type).inc()
 
-    def timed(self, handler: Handler) -> AbstractContextManager[object]:
-        """Measure a handler's run."""
-        return self._duration.labels(handler.consumer, handler.queue, handler.type).time()
+    def took(self, handler: Handler, seconds: float) -> None:
+        """A handler was called once, and took so long."""
+        self._child(self._duration, handler.consumer, handler.queue, handler.type).observe(seconds)
+
+    def grouped(self, handler: Handler, committed: bool) -> None:
+        """Several messages shared a transaction, and it was committed or rolled back."""
+        outcome = "committed" if committed else "rolled_back"
+        self._child(self._groups, handler.consumer, handler.queue, handler.type, outcome).inc()
+
+    def _child(self, metric: Any, *labels: str) -> Any:
+        """``metric.labels(…)``, looked up once: it takes a lock and goes through all label names each time."""
+        child = self._children.get((metric, labels))
+        if child is None:
+            child = self._children[metric, labels] = metric.labels(*labels)
+        return child

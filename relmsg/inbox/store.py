@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Integer, delete, literal_column, select, text, update
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from sqlalchemy import ARRAY, ColumnElement, Dialect, Text, bindparam, delete, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from relmsg.inbox.identity import Identity
-from relmsg.schema import DEFAULT_SCHEMA, tables
+from relmsg.schema import DEFAULT_SCHEMA, quoted, tables
+
+ONCE = """
+INSERT INTO {inbox} (consumer, source, message_id) VALUES (:consumer, :source, :message_id)
+ON CONFLICT DO NOTHING RETURNING 1
+"""
+# What is new is named only where something is not: in the usual case one number comes back.
+ONCE_EACH = """
+WITH new AS (
+    INSERT INTO {inbox} (consumer, source, message_id)
+    SELECT :consumer, t.source, t.message_id FROM unnest(:sources, :message_ids) AS t (source, message_id)
+    ON CONFLICT DO NOTHING RETURNING source, message_id
+)
+SELECT count(*) AS count,
+    CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(source) END AS sources,
+    CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(message_id) END AS message_ids,
+    CAST(CAST(pg_current_xact_id() AS xid) AS text) AS written_by
+FROM new
+"""
+FORGET_EACH = """
+DELETE FROM {inbox} AS i USING unnest(:sources, :message_ids) AS t (source, message_id)
+WHERE i.consumer = :consumer AND i.source = t.source AND i.message_id = t.message_id
+    AND i.xmin = CAST(:written_by AS xid)
+"""
+
+
+class New(NamedTuple):
+    """Which messages of a group had not been remembered before, and the transaction in which they are now."""
+
+    identities: set[Identity]
+    written_by: str
 
 
 class Store:
     """The two tables of the inbox. No method opens or ends a transaction."""
 
     def __init__(self, schema: str = DEFAULT_SCHEMA) -> None:
-        self._message = tables(schema).inbox_message
         self._attempt = tables(schema).inbox_attempt
         row = ("consumer", "source", "message_id")
-        self._once = insert(self._message).on_conflict_do_nothing().returning(literal_column("1", Integer))
         self._start = insert(self._attempt).on_conflict_do_update(
             index_elements=row, set_={"starts": self._attempt.c.starts + 1}
         )
+        inbox = quoted(schema, "inbox_message").replace(":", "\\:")
+        self._once = _Prepared(ONCE.format(inbox=inbox))
+        self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox))
+        self._forget_each = _Prepared(FORGET_EACH.format(inbox=inbox))
 
-    async def once(self, session: AsyncSession, identity: Identity) -> bool:
+    async def once(self, connection: AsyncConnection, identity: Identity) -> bool:
         """Remember the message; False if it had been remembered before.
 
         Right under concurrency: a second INSERT of the key waits for the first transaction. If that one commits, no row
         comes back; if it rolls back, this one goes on. Only a committed effect ever makes a duplicate.
         """
-        connection = await session.connection()
-        return (await connection.execute(self._once, identity._asdict())).first() is not None
+        return (await self._once(connection, identity._asdict())).first() is not None
+
+    async def once_each(self, connection: AsyncConnection, identities: Collection[Identity]) -> New:
+        """Remember many messages of one consumer, in one statement; tells which of them had not been.
+
+        Right under concurrency as ``once`` is. Rows are written in the order of their keys: two processes that have the
+        same messages in another order wait for each other, and never in a circle.
+        """
+        wanted = sorted(set(identities))
+        found = (await self._once_each(connection, _columns(wanted))).one()
+        if found.count == len(wanted):
+            return New(set(wanted), found.written_by)
+        consumer = wanted[0].consumer
+        came = zip(found.sources or (), found.message_ids or (), strict=True)
+        return New({Identity(consumer, source, message_id) for source, message_id in came}, found.written_by)
+
+    async def forget_each(self, connection: AsyncConnection, identities: Collection[Identity], written_by: str) -> None:
+        """Take back what ``once_each`` remembered in the transaction ``written_by``, and nothing else."""
+        await self._forget_each(connection, _columns(sorted(identities)) | {"written_by": written_by})
 
     async def starts(self, session: AsyncSession, identity: Identity) -> int:
         """How many starts of the message are recorded and not taken back."""
@@ -66,3 +118,34 @@ class Store:
             columns.source == identity.source,
             columns.message_id == identity.message_id,
         )
+
+
+class _Prepared:
+    """A statement that is compiled once for a driver, and then sent as it is: compiling it anew, even from SQLAlchemy's
+    cache, takes longer than PostgreSQL needs for it."""
+
+    def __init__(self, sql: str) -> None:
+        statement = text(sql)
+        types = {name: ARRAY(Text) if name.endswith("s") else Text() for name in statement.compile().params}
+        self._statement = statement.bindparams(*(bindparam(name, type_=kind) for name, kind in types.items()))
+        self._compiled: dict[str, tuple[str, list[str] | None]] = {}
+
+    async def __call__(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Any:
+        sql, order = self._for(connection.dialect)
+        given = tuple(values[name] for name in order) if order is not None else values
+        return await connection.exec_driver_sql(sql, given)
+
+    def _for(self, dialect: Dialect) -> tuple[str, list[str] | None]:
+        compiled = self._compiled.get(dialect.driver)
+        if compiled is None:
+            made = self._statement.compile(dialect=dialect)
+            compiled = self._compiled[dialect.driver] = (str(made), made.positiontup)
+        return compiled
+
+
+def _columns(identities: list[Identity]) -> dict[str, Any]:
+    return {
+        "consumer": identities[0].consumer,
+        "sources": [identity.source for identity in identities],
+        "message_ids": [identity.message_id for identity in identities],
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -16,20 +17,27 @@ from relmsg.inbox.outcome import HandlerEndedTransaction
 from relmsg.inbox.trouble import sqlstate
 
 FAILED_TRANSACTION = "25P02"
+ENDING = re.compile(
+    r"\s*(?:COMMIT|END|ABORT|PREPARE\s+TRANSACTION|ROLLBACK(?!\s+(?:WORK\s+|TRANSACTION\s+)?TO))\b", re.I
+)
 
-# Whose turn it is on a connection, for the listener on the engines we have met.
+# Whose turn it is, for the listeners on the engines and session classes we have met: one that is added and removed for
+# each message would cost more than the handler's statement.
 _turns: WeakKeyDictionary[Connection, HandlersTurn] = WeakKeyDictionary()
-_watched: WeakSet[Engine] = WeakSet()
+_of_session: WeakKeyDictionary[Session, HandlersTurn] = WeakKeyDictionary()
+_watched: WeakSet[Engine | type[Session]] = WeakSet()
 
 
 class HandlersTurn:
-    """While it is entered, a handler works in our transaction and cannot commit it; savepoints are its own.
+    """While it is entered, handlers work in our transaction and cannot commit it; savepoints are their own.
 
-    A rollback cannot be refused, only noticed; ``check`` does so afterwards.
+    A commit is refused, through the session, the connection, or as the text of a statement. A rollback through the
+    session cannot be refused, only noticed; ``check`` does so afterwards, and has to be called after every handler.
     """
 
     def __init__(self, session: AsyncSession, transaction: AsyncSessionTransaction, connection: Connection) -> None:
         self._session = session
+        self._sync = session.sync_session
         self._ours = transaction.sync_transaction
         self._connection = connection
         self._refused = False
@@ -37,15 +45,15 @@ class HandlersTurn:
         """The last error of a statement in this turn, whether or not the handler let it through."""
 
     def __enter__(self) -> Self:
-        _watch(self._connection.engine)
+        _watch(self._connection.engine, type(self._sync))
         _turns[self._connection] = self
-        event.listen(self._session.sync_session, "before_commit", self._refuse)
+        _of_session[self._sync] = self
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        event.remove(self._session.sync_session, "before_commit", self._refuse)
+        del _of_session[self._sync]
         del _turns[self._connection]
 
     async def check(self) -> None:
@@ -58,9 +66,11 @@ class HandlersTurn:
         :raises HandlerEndedTransaction: the handler has committed, rolled back or closed.
         :raises DBAPIError: a statement has failed, and the transaction with it.
         """
-        if self._refused or self._session.sync_session.get_transaction() is not self._ours or self.was_ended_unseen():
+        sync = self._sync
+        if self._refused or sync.get_transaction() is not self._ours or self.was_ended_unseen():
             raise HandlerEndedTransaction
-        await self._session.flush()
+        if sync.new or sync.deleted or sync.identity_map.check_modified():
+            await self._session.flush()
         swallowed = self.database_error
         if swallowed is not None:
             connection = await self._session.connection()
@@ -68,10 +78,12 @@ class HandlersTurn:
                 await connection.execute(text("SELECT 1"))
             except DBAPIError as error:
                 raise (swallowed if sqlstate(error) == FAILED_TRANSACTION else error) from None
+            self.database_error = None
 
     def was_ended_unseen(self) -> bool:
-        """Whether SQLAlchemy believes in the transaction and PostgreSQL does not: the handler sent a COMMIT as text."""
-        if self._session.sync_session.get_transaction() is not self._ours:
+        """Whether SQLAlchemy believes in the transaction and PostgreSQL does not: it was ended on the driver's own
+        connection, past SQLAlchemy."""
+        if self._sync.get_transaction() is not self._ours:
             return False
         if self._connection.closed or self._connection.invalidated:
             return False  # the connection is gone, and the transaction with it: nobody ended it
@@ -79,19 +91,43 @@ class HandlersTurn:
         in_transaction = getattr(driver, "is_in_transaction", None)  # asyncpg; other drivers cannot be asked
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
 
-    def _refuse(self, session: Session) -> None:
-        if not session.in_nested_transaction():
-            self._refused = True
-            raise HandlerEndedTransaction
+    def refuse(self) -> None:
+        """:raises HandlerEndedTransaction: always; and it stays refused, should the handler swallow that."""
+        self._refused = True
+        raise HandlerEndedTransaction
 
 
-def _watch(engine: Engine) -> None:
+def _watch(engine: Engine, session_class: type[Session]) -> None:
     if engine not in _watched:
         _watched.add(engine)
         event.listen(engine, "handle_error", _remember)
+        event.listen(engine, "commit", _refuse_on_connection)
+        event.listen(engine, "before_cursor_execute", _refuse_as_text)
+    if session_class not in _watched:
+        _watched.add(session_class)
+        event.listen(session_class, "before_commit", _refuse_on_session)
 
 
 def _remember(context: ExceptionContext) -> None:
     turn = _turns.get(context.connection) if context.connection is not None else None
     if turn is not None:
         turn.database_error = context.sqlalchemy_exception or context.original_exception
+
+
+def _refuse_on_session(session: Session) -> None:
+    turn = _of_session.get(session)
+    if turn is not None and not session.in_nested_transaction():
+        turn.refuse()
+
+
+def _refuse_on_connection(connection: Connection) -> None:
+    turn = _turns.get(connection)
+    if turn is not None:
+        turn.refuse()
+
+
+def _refuse_as_text(connection: Connection, _: object, statement: str, *__: object) -> None:
+    if ENDING.match(statement) is not None:
+        turn = _turns.get(connection)
+        if turn is not None:
+            turn.refuse()

@@ -1,4 +1,4 @@
-"""The way of one delivery: decode, attempt, settle."""
+"""The way of a delivery, alone or in a group: attempt, settle."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from relmsg.broker.subscriber import Delivery
-from relmsg.errors import KilledWorker, Unhandleable
+from relmsg.errors import KilledWorker
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Around, Attempts, Task
+from relmsg.inbox.arrival import Arrival
+from relmsg.inbox.attempt import Around, Attempts
 from relmsg.inbox.errors import ErrorExchange
 from relmsg.inbox.gate import Gate
-from relmsg.inbox.identity import Identity, MissingId, identify
-from relmsg.inbox.lanes import Slots
+from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import REASONS, DeliveryGone, Duplicate, Failed, Handled, Outcome, Unsettled
-from relmsg.inbox.registry import Registry
+from relmsg.inbox.outcome import DeliveryGone, Duplicate, Failed, Handled, Outcome, Unsettled
+from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 
 
@@ -24,9 +23,6 @@ from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 class Worker:
     """Takes one delivery from its arrival to its end. Many run at a time; all share these parts."""
 
-    name: str
-    registry: Registry
-    missing_id: MissingId
     attempts: Attempts
     starts: Starts
     errors: ErrorExchange
@@ -35,48 +31,43 @@ class Worker:
     slots: Slots
     metrics: Metrics
 
-    async def handle(self, delivery: Delivery) -> Outcome:
+    async def handle(self, arrival: Arrival, waits: Callable[[], None]) -> Outcome:
         """Handle a delivery and settle it. What comes back has been carried out.
 
         A cancellation leaves the message unacked, and so does everything that is not proven: then the broker delivers
-        it again.
+        it again. ``waits`` is called when the first attempt is over: from then on the message only waits.
         """
-        journey = _Journey(self, delivery)
+        journey = _Journey(self, arrival, waits)
         outcome: Outcome = Unsettled(asyncio.CancelledError("the consumer is stopping"))
         try:
             outcome = await journey.settle(await journey.outcome())
         finally:
-            self.metrics.settled(journey.consumer, delivery.queue, outcome)
+            self.metrics.settled(arrival.consumer, arrival.delivery.queue, outcome)
         return outcome
 
 
 class _Journey:
-    """One delivery under way, and what is known of it so far."""
+    """One delivery under way."""
 
-    def __init__(self, worker: Worker, delivery: Delivery) -> None:
-        self.consumer = worker.name
+    def __init__(self, worker: Worker, arrival: Arrival, waits: Callable[[], None]) -> None:
         self._worker = worker
-        self._delivery = delivery
-        self._identity: Identity | None = None
+        self._arrival = arrival
+        self._delivery = arrival.delivery
+        self._waits = waits
 
     async def outcome(self) -> Outcome:
-        """Decode, then attempt."""
-        worker, message = self._worker, self._delivery.message
-        try:
-            handler = worker.registry.find(self._delivery.queue, message.type)
-            self.consumer = handler.consumer
-            self._identity = identify(message, handler.consumer, worker.missing_id)
-            event = handler.decode(message)
-        except Unhandleable as error:
-            return Failed(error, REASONS[type(error)])
-        unfinished = await self._unfinished_starts(self._identity)
+        """Count the starts of what was delivered before, then attempt."""
+        worker, task = self._worker, self._arrival.task
+        if task is None:
+            assert self._arrival.refused is not None
+            return self._arrival.refused
+        unfinished = await self._unfinished_starts(task.identity)
         if unfinished is None:
             return Unsettled(DeliveryGone())
         if unfinished >= UNFINISHED_ALLOWED:
             return Failed(KilledWorker(), "killed_worker", attempts=unfinished)
         await worker.error_exchange.opened()
-        task = Task(handler, message, self._identity, event, counted=self._delivery.redelivered)
-        return await worker.attempts.handle(task, self._around(self._identity, unfinished), self._wanted)
+        return await worker.attempts.handle(task, self._around(task.identity, unfinished), self._wanted)
 
     async def settle(self, outcome: Outcome) -> Outcome:
         """The one table from outcome to effect on the delivery."""
@@ -107,20 +98,23 @@ class _Journey:
             async with slot():
                 if not self._wanted():  # lost while it waited: handling it now would only make a duplicate (C9)
                     return Unsettled(DeliveryGone())
-                return await (self._worker.starts.counted(identity, attempt) if unfinished else attempt())
+                outcome = await (self._worker.starts.counted(identity, attempt) if unfinished else attempt())
+            self._waits()
+            return outcome
 
         return around
 
     async def _copy_to_errors(self, failed: Failed) -> bool:
         """Have the error copy confirmed; only then may the original be acked."""
-        worker, delivery, identity = self._worker, self._delivery, self._identity
+        worker, delivery, identity = self._worker, self._delivery, self._arrival.identity
+        consumer = self._arrival.consumer
         message_id = identity.message_id if identity is not None else str(delivery.message.id)
         confirmed = await worker.error_exchange.until_settled(
-            lambda: worker.errors.take(delivery, failed, self.consumer, message_id), self._wanted
+            lambda: worker.errors.take(delivery, failed, consumer, message_id), self._wanted
         )
         if confirmed is None:
             return False
-        worker.metrics.failed(self.consumer, delivery.queue, failed.reason)
+        worker.metrics.failed(consumer, delivery.queue, failed.reason)
         if identity is not None and delivery.redelivered:
             await worker.database.until_settled(lambda: worker.starts.forget(identity))
         return True

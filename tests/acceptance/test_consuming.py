@@ -1,6 +1,7 @@
 """`relmsg consume` as a real process: killed, stopped, misused."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ async def effect(engine: AsyncEngine) -> AsyncEngine:
 def module(tmp_path: Path) -> dict[str, str]:
     """The environment in which `worker:inbox` is found."""
     (tmp_path / "worker.py").write_text(MODULE)
-    return {"PYTHONPATH": str(tmp_path), "GO": str(tmp_path / "go"), "RELMSG_PROBES": ""}
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": path, "GO": str(tmp_path / "go"), "RELMSG_PROBES": ""}
 
 
 async def consuming(processes: Processes, environment: dict[str, str], **variables: str) -> Process:

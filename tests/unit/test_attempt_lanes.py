@@ -1,73 +1,17 @@
-"""Lanes, slots and rest: what runs beside what, and what may be interrupted."""
+"""Slots and rest: what runs beside what, and what may be interrupted."""
 
 import asyncio
 
 import pytest
 
-from relmsg.inbox.lanes import Lanes, Slots
 from relmsg.inbox.rest import Rest
-from relmsg.testing import eventually
-
-
-class Work:
-    """Notes what began and what ended, and holds each item until it is let go."""
-
-    def __init__(self) -> None:
-        self.begun: list[str] = []
-        self.ended: list[str] = []
-        self._gates: dict[str, asyncio.Event] = {}
-
-    async def __call__(self, item: str) -> None:
-        self.begun.append(item)
-        await self._gates.setdefault(item, asyncio.Event()).wait()
-        self.ended.append(item)
-
-    async def let_go(self, *items: str) -> None:
-        for item in items:
-            self._gates.setdefault(item, asyncio.Event()).set()
-            await eventually(lambda item=item: self._has_ended(item))  # type: ignore[misc]
-
-    def _has_ended(self, item: str) -> None:
-        assert item in self.ended
+from relmsg.inbox.slots import Slots
 
 
 async def turns() -> None:
     """Let everything run that can run without anyone's help."""
     for _ in range(10):
         await asyncio.sleep(0)
-
-
-async def test_items_of_one_key_wait_for_each_other() -> None:
-    """The second item of a key begins when the first has ended; other keys and keyless items do not wait."""
-    work = Work()
-    lanes = Lanes(work)
-    for key, item in [("a", "a1"), ("a", "a2"), ("b", "b1"), (None, "x"), (None, "y"), ("a", "a3")]:
-        lanes.put(key, item)
-    await turns()
-    assert work.begun == ["a1", "b1", "x", "y"]
-    await work.let_go("y", "b1", "a1")
-    await turns()
-    assert work.begun == ["a1", "b1", "x", "y", "a2"]
-    await work.let_go("a2", "a3", "x")
-    assert [item for item in work.ended if item[0] == "a"] == ["a1", "a2", "a3"]
-    await turns()
-    assert not lanes.tasks
-    lanes.put("a", "a4")
-    await work.let_go("a4")
-
-
-async def test_dropping_leaves_the_heads_running() -> None:
-    """drop_waiting forgets what has not begun, and nothing else."""
-    work = Work()
-    lanes = Lanes(work)
-    for item in ("a1", "a2", "a3"):
-        lanes.put("a", item)
-    await turns()
-    lanes.drop_waiting()
-    await work.let_go("a1")
-    await turns()
-    assert work.begun == ["a1"]
-    assert not lanes.tasks
 
 
 async def test_slots_bound_how_many_run() -> None:

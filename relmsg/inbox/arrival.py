@@ -1,0 +1,52 @@
+"""A delivery that has come in, and what is known of it before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from relmsg.broker.subscriber import Delivery
+from relmsg.errors import Unhandleable
+from relmsg.inbox.attempt import Task
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.identity import Identity, MissingId, identify
+from relmsg.inbox.outcome import REASONS, Failed
+from relmsg.inbox.registry import Registry
+
+
+class Arrival:
+    """A delivery on its way through the consumer.
+
+    ``task`` is what is to be done, ``refused`` why nothing can be. ``alone`` says that it must not share a transaction:
+    nothing can be done with it, it has been delivered before, or a group failed with it.
+    """
+
+    __slots__ = ("alone", "consumer", "delivery", "handler", "identity", "key", "refused", "task")
+
+    def __init__(self, delivery: Delivery, consumer: str) -> None:
+        self.delivery = delivery
+        self.consumer = consumer
+        self.handler: Handler | None = None
+        self.identity: Identity | None = None
+        self.task: Task | None = None
+        self.refused: Failed | None = None
+        key = delivery.message.ordering_key
+        self.key: Hashable | None = None if key is None else (delivery.queue, key)
+        self.alone = delivery.redelivered
+
+
+def arrived(delivery: Delivery, name: str, registry: Registry, missing_id: MissingId) -> Arrival:
+    """Find the handler of a delivery, its identity, and what the handler will be given."""
+    arrival = Arrival(delivery, name)
+    message = delivery.message
+    try:
+        handler = arrival.handler = registry.find(delivery.queue, message.type)
+        arrival.consumer = handler.consumer
+        identity = arrival.identity = identify(message, handler.consumer, missing_id)
+        arrival.task = Task(handler, message, identity, handler.decode(message), delivery.redelivered)
+    except Unhandleable as error:
+        arrival.refused = Failed(error, REASONS[type(error)])
+    except Exception as error:  # noqa: BLE001 - a model's own validator may raise anything
+        arrival.refused = Failed(error, "undecodable")
+    if arrival.task is None:
+        arrival.alone = True
+    return arrival

@@ -1,0 +1,68 @@
+"""One call of a handler: whatever it does, it ends as a value."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+from relmsg.broker.answer import really_cancelled
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.outcome import HandlerCancelled, HandlerEndedTransaction, HandlerTimeout
+from relmsg.inbox.transaction import HandlersTurn
+
+
+async def called(handler: Handler, work: Awaitable[None], turn: HandlersTurn, metrics: Metrics) -> BaseException | None:
+    """Let the handler do its work; what it raised, or what makes its work impossible to commit."""
+    deadline = asyncio.timeout(handler.timeout)
+    began = time.perf_counter()
+    try:
+        async with deadline:
+            await work
+        if not deadline.expired():
+            await turn.check()
+            return None
+    except asyncio.CancelledError as error:
+        if really_cancelled():
+            raise
+        cancelled = HandlerCancelled()
+        cancelled.__cause__ = error
+        return cancelled
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
+        # SystemExit as well: a library that calls sys.exit() must not end the worker, and without a word at that.
+        if not deadline.expired():
+            return HandlerEndedTransaction() if turn.was_ended_unseen() else error
+    finally:
+        metrics.took(handler, time.perf_counter() - began)
+    # Also where the handler swallowed its cancellation and came to an end: it was told to stop.
+    return HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout:g} s")
+
+
+class Stopwatch:
+    """What a handler took, and what of that was its own."""
+
+    __slots__ = ("_began", "_busy_since", "busy", "wall")
+
+    def __init__(self) -> None:
+        self.wall = self.busy = 0.0
+        self._busy_since = time.thread_time()
+        self._began = time.perf_counter()
+
+    def running(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._began
+
+    def stop(self) -> None:
+        """Note the figures."""
+        self.wall = time.perf_counter() - self._began
+        self.busy = time.thread_time() - self._busy_since
+
+    def own_seconds(self, beside: int) -> float:
+        """What it would have taken without its neighbours.
+
+        A handler that waits for its turn on a crowded event loop looks slow and is not: the time in which the loop's
+        thread was working is shared by all ``beside`` that were under way.
+        """
+        crowded = min(1.0, self.busy / self.wall) if self.wall > 0 else 0.0
+        return self.wall * (1 - crowded * (1 - 1 / max(1, beside)))

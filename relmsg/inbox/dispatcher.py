@@ -1,0 +1,91 @@
+"""From deliveries to tasks: units of work begin as soon as there is a place for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+from relmsg.inbox.lines import Line, Lines, Unit, Waiting
+
+T = TypeVar("T", bound=Waiting)
+
+
+class Dispatcher(Generic[T]):
+    """Runs ``one`` for a message alone and ``many`` for a group, at most ``concurrency`` of them at a time.
+
+    ``one`` is given a function that it may call when it only waits from now on; its place is then free, its key is not.
+    ``many`` returns the messages that have to be handled again. Both handle their own errors; an exception that comes
+    out of them is a fault of relmsg, and told to ``fault``.
+    """
+
+    def __init__(
+        self,
+        concurrency: int,
+        *,
+        one: Callable[[T, Line[T], Callable[[], None]], Awaitable[object]],
+        many: Callable[[list[T], Line[T]], Awaitable[list[T]]],
+        fault: Callable[[Exception], None],
+    ) -> None:
+        self.tasks: set[asyncio.Task[None]] = set()  # a task nobody refers to may be collected (reliability R1)
+        self._one = one
+        self._many = many
+        self._fault = fault
+        self._lines: Lines[T] = Lines(concurrency)
+        self._loop = asyncio.get_running_loop()
+        self._soon: asyncio.Handle | None = None
+        self._later: asyncio.TimerHandle | None = None
+
+    @property
+    def under_way(self) -> int:
+        """How many units are running."""
+        return self._lines.under_way
+
+    def add(self, line: Line[T]) -> None:
+        """A line more."""
+        self._lines.add(line)
+
+    def put(self, line: Line[T], item: T) -> None:
+        """Take a message; returns at once. What comes in one turn of the event loop can go into one group."""
+        self._lines.put(line, item)
+        self._fill_soon()
+
+    def drop_waiting(self) -> list[T]:
+        """Forget all that has not begun, and tell what it was."""
+        return self._lines.clear()
+
+    def _fill(self) -> None:
+        self._soon = None
+        now = self._loop.time()
+        while (unit := self._lines.next(now)) is not None:
+            task = self._loop.create_task(self._run(unit))
+            self.tasks.add(task)
+            task.add_done_callback(self.tasks.discard)
+        due = self._lines.due()
+        if due is not None and (self._later is None or self._later.cancelled() or self._later.when() > due):
+            self._later = self._loop.call_at(due, self._time_is_up)
+
+    def _time_is_up(self) -> None:
+        self._later = None
+        self._fill()
+
+    async def _run(self, unit: Unit[T]) -> None:
+        back: list[T] = []
+        try:
+            if len(unit.items) == 1:
+                await self._one(unit.items[0], unit.line, lambda: self._vacate(unit))
+            else:
+                back = await self._many(unit.items, unit.line)
+        except Exception as error:  # noqa: BLE001 - better a worker that ends than one that hangs
+            self._fault(error)
+        finally:
+            self._lines.end(unit, back)
+            self._fill()
+
+    def _vacate(self, unit: Unit[T]) -> None:
+        self._lines.vacate(unit)
+        self._fill_soon()
+
+    def _fill_soon(self) -> None:
+        if self._soon is None:
+            self._soon = self._loop.call_soon(self._fill)

@@ -1,0 +1,160 @@
+"""Group commit: several messages of one handler, handled one after another in one transaction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from relmsg.failpoint import reach
+from relmsg.inbox.attempt import Task, judged, patience
+from relmsg.inbox.call import Stopwatch, called
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.identity import Identity
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
+from relmsg.inbox.store import New, Store
+from relmsg.inbox.transaction import HandlersTurn
+from relmsg.inbox.trouble import answering, brief, is_contention
+
+log = logging.getLogger(__name__)
+
+OVERRUN_SECONDS = 0.25
+HANDLED, DUPLICATE = Handled(), Duplicate()
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The group's transaction is committed.
+
+    ``outcomes`` belong to its messages in order. None: the group was closed early, because its handlers took long; the
+    message is as if it had not been in it.
+    """
+
+    outcomes: list[Handled | Duplicate | None]
+    watch: Stopwatch | None
+    """What the handlers took; None where all messages were duplicates."""
+
+
+class Groups:
+    """Handles groups: one transaction, one statement for all inbox rows, the handlers, one commit.
+
+    The session is shared, and each handler finds it empty: what it has written is flushed and let go before the next
+    one begins.
+    """
+
+    def __init__(self, sessions: async_sessionmaker[Any], store: Store, metrics: Metrics) -> None:
+        self._sessions = sessions
+        self._store = store
+        self._metrics = metrics
+
+    async def once(self, handler: Handler, tasks: Sequence[Task]) -> Committed | Failed | Unsettled:
+        """Handle the messages, each that is new once. If it is not Committed, nothing of it is.
+
+        Failed: something went wrong, and nobody knows yet in which message. Unsettled: the database's trouble.
+        """
+        try:
+            async with self._sessions() as session:
+                outcome = await self._transaction(handler, tasks, session)
+        except Exception as error:  # noqa: BLE001 - our own statements: no message has a part in it
+            return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
+        if isinstance(outcome, Committed):
+            reach("consumer.after_commit")
+        return outcome
+
+    async def _transaction(
+        self, handler: Handler, tasks: Sequence[Task], session: AsyncSession
+    ) -> Committed | Failed | Unsettled:
+        async with answering(patience(handler)):
+            transaction = await session.begin()
+            connection = await session.connection()
+            reach("consumer.before_inbox_row")
+            new = await self._store.once_each(connection, [task.identity for task in tasks])
+            if not new.identities:
+                await transaction.commit()
+                return Committed([DUPLICATE] * len(tasks), None)
+        fresh = _first_of_each(tasks, new.identities)
+        watch = Stopwatch()
+        assert connection.sync_connection is not None
+        with HandlersTurn(session, transaction, connection.sync_connection) as turn:
+            done, error = await self._handlers(handler, fresh, session, turn, watch)
+        watch.stop()
+        if error is None:
+            reach("consumer.before_commit")
+            left = {task.identity for task in fresh[done:]}
+            try:
+                async with answering(patience(handler)):
+                    if left:
+                        await self._store.forget_each(connection, left, new.written_by)
+                    await transaction.commit()
+            except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
+                error = failed
+            else:
+                return Committed(_outcomes(tasks, new.identities, left), watch)
+        elif turn.was_ended_unseen():
+            await session.close()
+            await self._take_back(new, fresh[done:])
+        return judged(error, turn)
+
+    async def _handlers(
+        self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn, watch: Stopwatch
+    ) -> tuple[int, BaseException | None]:
+        """Run them one after another, or once for all; how many have been handled, and the error that ended it."""
+        if handler.takes_lists:
+            work = handler.call([task.message for task in fresh], session, [task.event for task in fresh])
+            error = await called(handler, work, turn, self._metrics)
+            reach("consumer.inside_group")
+            return (len(fresh) if error is None else 0), error
+        for done, task in enumerate(fresh):
+            if done and watch.running() > OVERRUN_SECONDS:
+                return done, None
+            error = await called(handler, handler(task.message, session, task.event), turn, self._metrics)
+            if error is not None:
+                return done, error
+            session.expunge_all()
+            if done + 1 == (len(fresh) + 1) // 2:
+                reach("consumer.inside_group")
+        return len(fresh), None
+
+    async def _take_back(self, new: New, unhandled: list[Task]) -> None:
+        """A handler has sent a COMMIT past SQLAlchemy, and with it went inbox rows of messages that nobody has handled:
+        they would be taken for duplicates."""
+        identities = [task.identity for task in unhandled]
+        try:
+            async with answering(patience(unhandled[0].handler)), self._sessions() as session, session.begin():
+                await self._store.forget_each(await session.connection(), identities, new.written_by)
+        except Exception as error:
+            log.exception(
+                "a handler has committed behind SQLAlchemy's back; these messages are remembered as handled and may "
+                "not be: %s (%s)",
+                ", ".join(identity.message_id for identity in identities),
+                brief(error),
+            )
+
+
+def _first_of_each(tasks: Sequence[Task], new: set[Identity]) -> list[Task]:
+    """The messages to be handled, in their order: of copies of one message the first."""
+    missing, first = set(new), []
+    for task in tasks:
+        if task.identity in missing:
+            missing.discard(task.identity)
+            first.append(task)
+    return first
+
+
+def _outcomes(tasks: Sequence[Task], new: set[Identity], left: set[Identity]) -> list[Handled | Duplicate | None]:
+    missing = set(new)
+    outcomes: list[Handled | Duplicate | None] = []
+    for task in tasks:
+        identity = task.identity
+        if identity in left:
+            outcomes.append(None)
+        elif identity in missing:
+            missing.discard(identity)
+            outcomes.append(HANDLED)
+        else:
+            outcomes.append(DUPLICATE)
+    return outcomes

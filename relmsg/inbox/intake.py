@@ -1,0 +1,97 @@
+"""From the socket to the handlers: deliveries are noted, sorted into the lines of their handlers, and dispatched."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from relmsg.broker.subscriber import Delivery
+from relmsg.inbox.arrival import Arrival, arrived
+from relmsg.inbox.dispatcher import Dispatcher
+from relmsg.inbox.handler import Handler
+from relmsg.inbox.identity import MissingId
+from relmsg.inbox.lines import Line
+from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.outcome import Duplicate, Handled
+from relmsg.inbox.pace import Pace
+from relmsg.inbox.registry import Registry
+from relmsg.inbox.together import STOPPED, Together
+from relmsg.inbox.worker import Worker
+
+
+class Intake:
+    """Takes deliveries, and has each handled, alone by the ``worker`` or ``together`` with others."""
+
+    def __init__(
+        self,
+        name: str,
+        registry: Registry,
+        missing_id: MissingId,
+        worker: Worker,
+        together: Together,
+        metrics: Metrics,
+        *,
+        concurrency: int,
+        fault: Callable[[Exception], None],
+    ) -> None:
+        self._name = name
+        self._registry = registry
+        self._missing_id = missing_id
+        self._worker = worker
+        self._together = together
+        self._metrics = metrics
+        self._dispatcher: Dispatcher[Arrival] = Dispatcher(concurrency, one=self._one, many=self._many, fault=fault)
+        self._lines: dict[tuple[str, str], Line[Arrival]] = {}
+        self._came: list[Delivery] = []
+        self._loop = asyncio.get_running_loop()
+
+    @property
+    def tasks(self) -> frozenset[asyncio.Task[None]]:
+        """What is under way, one task for each message or group."""
+        return frozenset(self._dispatcher.tasks)
+
+    def put(self, delivery: Delivery) -> None:
+        """Note a delivery, and nothing more: the caller is the connection, and many come at once."""
+        if not self._came:
+            self._loop.call_soon(self._sort)
+        self._came.append(delivery)
+
+    def drop_waiting(self) -> None:
+        """Forget all that has not begun; from now on nothing begins."""
+        self._sort()
+        for (consumer, queue), count in _by_label(self._dispatcher.drop_waiting()).items():
+            self._metrics.settled(consumer, queue, STOPPED, count)
+
+    def _sort(self) -> None:
+        came, self._came = self._came, []
+        for queue, count in Counter(delivery.queue for delivery in came).items():
+            self._metrics.received(queue, count)
+        for delivery in came:
+            arrival = arrived(delivery, self._name, self._registry, self._missing_id)
+            self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
+
+    def _line(self, queue: str, handler: Handler | None) -> Line[Arrival]:
+        key = (queue, handler.type if handler is not None else "")
+        line = self._lines.get(key)
+        if line is None:
+            pace = Pace(handler.group, timed=not handler.takes_lists) if handler is not None else Pace(1)
+            line = self._lines[key] = Line(pace)
+            self._dispatcher.add(line)
+        return line
+
+    async def _one(self, arrival: Arrival, line: Line[Arrival], waits: Callable[[], None]) -> None:
+        outcome = await self._worker.handle(arrival, waits)
+        if isinstance(outcome, Duplicate):
+            line.pace.went_well(1, None)
+        elif isinstance(outcome, Handled) and outcome.attempts == 1:
+            watch = arrival.task.watch if arrival.task is not None else None
+            beside = self._dispatcher.under_way + 1
+            line.pace.went_well(1, watch.own_seconds(beside) if watch is not None else None)
+
+    async def _many(self, arrivals: list[Arrival], line: Line[Arrival]) -> list[Arrival]:
+        return await self._together.handle(arrivals, line.pace, self._dispatcher.under_way)
+
+
+def _by_label(arrivals: Iterable[Arrival]) -> Counter[tuple[str, str]]:
+    return Counter((arrival.consumer, arrival.delivery.queue) for arrival in arrivals)
