@@ -20,7 +20,7 @@ from compose.services.waiting import Cancellation, until_done
 
 BUILD_SECONDS = 1200.0  # about 50 s where the mirror is near; the rest is for a slow one
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-SPARE = ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*", "var/lib/postgresql/*", "etc/postgresql/*")
+SPARE = ("var/cache/apt/archives/*.deb", "var/lib/apt/lists/*_*", "var/lib/postgresql/*", "etc/postgresql/*")
 
 # Nothing that a package starts while it is installed outlives the first process of the id namespace, which dies with
 # debootstrap, and debootstrap with us, even by SIGKILL.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +12,6 @@ import asyncpg
 import pytest
 
 from compose.local import Services, ServicesError
-from compose.services import programs
 from compose.services.directory import ROOT
 from compose.services.postgres import Postgres
 from relmsg.testing import eventually
@@ -204,16 +202,6 @@ async def test_a_command_that_cannot_be_run_is_told_in_one_line(children):
     process = await children.python(LOCAL, "run", "--", "/no/such/program")
     assert await process.wait(within=120) == 3
     assert process.err[-1] == "local.py: cannot run /no/such/program: No such file or directory\n"
-
-
-def test_what_is_missing_is_named_in_one_line(monkeypatch):
-    """Who may not install is told what to install."""
-    monkeypatch.setattr(programs, "rabbitmq_sbin", lambda *_: None)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(ServicesError) as raised:
-        Services().start()
-    assert "apt-get install --no-install-recommends rabbitmq-server" in str(raised.value)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_start_that_half_fails_leaves_nothing(monkeypatch):

@@ -52,6 +52,16 @@ def test_the_options_may_stand_before_the_verb_and_after_it(monkeypatch, before)
     ]
 
 
+def test_what_is_missing_is_named_in_one_line(monkeypatch):
+    """Who may not install is told what to install."""
+    monkeypatch.setattr(programs, "rabbitmq_sbin", lambda *_: None)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ServicesError) as raised:
+        Services().start()
+    assert "apt-get install --no-install-recommends rabbitmq-server" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_version_that_is_not_offered_is_wrong_use(capsys):
     """The line says which are."""
     with pytest.raises(SystemExit) as raised:
