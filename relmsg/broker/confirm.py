@@ -19,6 +19,8 @@ from relmsg.broker.wire import Publication
 from relmsg.errors import BrokerAway, RelmsgError
 from relmsg.failpoint import FailpointReached
 
+PIECES = 4  # of a window: while one is being answered the next are written, so that the broker never waits
+
 
 class ConfirmChannel:
     """Publishes batches on one channel of a connection and tells what became of each message.
@@ -34,6 +36,7 @@ class ConfirmChannel:
     def __init__(self, connection: Connection, *, window: int = 2000, deadline: float = 30.0) -> None:
         self._connection = connection
         self._window = window
+        self._piece = max(1, window // PIECES)
         self._deadline = deadline
         self._line: Line | None = None
         self._opening = asyncio.Lock()
@@ -51,20 +54,16 @@ class ConfirmChannel:
 
         :raises BrokerAway: nothing at all could be sent.
         """
-        if self._take_all(publishes):
-            return await (await self._send(publishes, first=True)).answered() if publishes else []
-        receipts: dict[int, Receipt] = {}
-        waiting = list(enumerate(publishes))
-        while waiting:
-            free = self._take_free(waiting)
-            if not free:
-                self._answered.clear()
-                await self._answered.wait()
-                continue
-            batch = await self._send([publish for _, publish in free], first=not receipts)
-            for (position, _), receipt in zip(free, await batch.answered(), strict=True):
-                receipts[position] = receipt
-        return [receipts[position] for position in range(len(publishes))]
+        batches: list[Batch] = []
+        for start in range(0, len(publishes), self._piece):
+            piece = publishes[start : start + self._piece]
+            if len({publish.message_id for publish in piece}) < len(piece):
+                # One after another, so that the second of two with the same id waits for the first.
+                for publish in piece:
+                    batches.append(await self._send_once_free([publish], first=not batches))
+            else:
+                batches.append(await self._send_once_free(piece, first=not batches))
+        return [receipt for batch in batches for receipt in await batch.answered()]
 
     async def close(self) -> None:
         """Close the channel; what is still unanswered becomes Unknown."""
@@ -75,28 +74,14 @@ class ConfirmChannel:
         for batch in list(self._under_way):
             batch.give_up(BrokerAway("the channel was closed before the broker answered"))
 
-    def _take_all(self, publishes: Sequence[Publication]) -> bool:
-        """The usual case: there is room for all, and no id is under way."""
+    async def _send_once_free(self, publishes: Sequence[Publication], *, first: bool) -> Batch:
+        """Send once there is room for all, and none of their ids is under way."""
         ids = {publish.message_id for publish in publishes}
-        if len(ids) < len(publishes) or len(ids) + len(self._in_flight) > self._window:
-            return False
-        if not ids.isdisjoint(self._in_flight):
-            return False
+        while len(ids) + len(self._in_flight) > self._window or not ids.isdisjoint(self._in_flight):
+            self._answered.clear()
+            await self._answered.wait()
         self._in_flight |= ids
-        return True
-
-    def _take_free(self, waiting: list[tuple[int, Publication]]) -> list[tuple[int, Publication]]:
-        free: list[tuple[int, Publication]] = []
-        later: list[tuple[int, Publication]] = []
-        for item in waiting:
-            publish = item[1]
-            if len(self._in_flight) >= self._window or publish.message_id in self._in_flight:
-                later.append(item)
-            else:
-                self._in_flight.add(publish.message_id)
-                free.append(item)
-        waiting[:] = later
-        return free
+        return await self._send(publishes, first=first)
 
     def _release(self, publishes: Sequence[Publication]) -> None:
         self._in_flight.difference_update([publish.message_id for publish in publishes])

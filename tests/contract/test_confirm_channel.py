@@ -204,7 +204,7 @@ async def test_a_batch_larger_than_the_window_goes_piece_by_piece(connection, br
         most = max(most, channel.unconfirmed)
         await asyncio.sleep(0)
     receipts = await publishing
-    assert most == 10
+    assert 1 < most <= 10
     assert [type(receipt) for receipt in receipts] == [Confirmed if n % 3 else Returned for n in range(95)]
     assert [receipt.message_id for receipt in receipts] == [each.message_id for each in publishes]
 
