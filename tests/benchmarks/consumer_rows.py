@@ -58,9 +58,14 @@ COMPARISONS = (
     Comparison(
         "consumer",
         (
-            Contender(ALONE, relmsg("orm"), 3_000, 300),
+            Contender(ALONE, relmsg("orm", group=1), 3_000, 300),
             Contender(FASTSTREAM, faststream, 1_500, 300, peer=True),
+            Contender(FLUSHED, relmsg("flushed", group=GROUP), 6_000, 600),
+            Contender(UNFLUSHED, relmsg("orm", group=GROUP), 12_000, 600),
+            Contender(CORE, relmsg("core", group=GROUP), 15_000, 1_000),
+            Contender(DRIVER, relmsg("driver", group=GROUP), 20_000, 1_000),
             Contender(AIO_PIKA, aio_pika, 3_000, 300, peer=True),
+            Contender(LIST, relmsg("many", group=LIST_GROUP), 50_000, 2_000),
         ),
         (
             Row(
@@ -69,21 +74,26 @@ COMPARISONS = (
                 ALONE,
                 FASTSTREAM,
             ),
+            Row("ORM handler, group commit, flush per message, against the same", Goal(4), FLUSHED, FASTSTREAM),
+            Row("ORM handler, group commit, one flush a group, against the same", Goal(4), UNFLUSHED, FASTSTREAM),
+            Row("Core handler, group commit, against aio-pika + asyncpg pool of 10", Goal(6), CORE, AIO_PIKA),
+            Row("asyncpg handler, group commit, against the same", Goal(6), DRIVER, AIO_PIKA),
+            Row("list handler against the same", Goal(16), LIST, AIO_PIKA),
         ),
     ),
     Comparison(
         "consumer duplicates",
         (
-            Contender(FIRST, relmsg("orm"), 3_000, 600),
-            Contender(DUPLICATES, relmsg("orm", handled_before=True), 6_000, 600),
+            Contender(FIRST, relmsg("flushed", group=GROUP), 6_000, 600),
+            Contender(DUPLICATES, relmsg("flushed", handled_before=True, group=GROUP), 12_000, 600),
         ),
         (Row("duplicates only against first deliveries", Goal(2), DUPLICATES, FIRST),),
     ),
     Comparison(
         "large inbox",
         (
-            Contender(EMPTY, relmsg("core"), 6_000, 600),
-            Contender(LARGE, relmsg("core", remembered=10_000_000), 6_000, 600),
+            Contender(EMPTY, relmsg("core", group=GROUP), 6_000, 600),
+            Contender(LARGE, relmsg("core", group=GROUP, remembered=10_000_000), 6_000, 600),
         ),
         (Row("inbox of 10,000,000 rows against an empty one", Goal(0.8), LARGE, EMPTY),),
         scale=True,
