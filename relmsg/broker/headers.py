@@ -29,6 +29,8 @@ def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
         are nested more than 32 deep.
     :raises HeadersTooLarge: all of them together take more than 16 KiB.
     """
+    if headers.__class__ is dict and _is_plain(headers, MAX_BYTES - reserved_bytes):
+        return
     if not isinstance(headers, Mapping):
         raise HeaderRefused(f"headers are a mapping of names to values, not {type(headers).__name__}")
     for name in headers:
@@ -79,6 +81,26 @@ def _checked_name(name: str) -> tuple[bytes, bool]:
 def encoded_size(headers: Mapping[str, Any]) -> int:
     """The bytes an AMQP field table with these headers takes."""
     return len(pamqp_encode.field_table(dict(headers)))
+
+
+def _is_plain(headers: dict[Any, Any], room: int) -> bool:
+    """Whether these are headers like most: flat, in ASCII, and so small that nothing has to be encoded to know it."""
+    for name, value in headers.items():
+        if name.__class__ is not str or not name.isascii() or not 0 < len(name) <= MAX_NAME_BYTES or "\0" in name:
+            return False
+        if name.startswith(RESERVED):
+            return False
+        room -= len(name) + 10  # its length, the type, and the length of a string or a number of 64 bits
+        if value.__class__ is str:
+            if not value.isascii() or "\0" in value:
+                return False
+            room -= len(value)
+        elif value.__class__ is int:
+            if not -(2**63) <= value < 2**63:
+                return False
+        elif value is not None and value.__class__ is not bool:
+            return False
+    return room >= 4
 
 
 def _check_value(path: str, value: Any, depth: int = 0) -> None:

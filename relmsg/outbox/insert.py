@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 from sqlalchemy import Connection, Insert, Interval, bindparam, func
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -48,7 +49,7 @@ def sealed_row(message_id: UUID, envelope: Envelope) -> SealedRow:
         envelope.exchange,
         envelope.routing_key,
         envelope.ordering_key,
-        json.dumps(envelope.headers) if envelope.headers else "{}",
+        _json(envelope.headers) if envelope.headers else "{}",
         envelope.content_type,
         envelope.content_encoding,
         envelope.correlation_id,
@@ -61,7 +62,7 @@ def sealed_row(message_id: UUID, envelope: Envelope) -> SealedRow:
 
 NAMES = SealedRow._fields
 TYPES = {"message_id": "uuid", "body": "bytea", "occurred_at": "timestamptz", "expires_in": "interval"}
-KINDS = [TYPES.get(name, "text") for name in NAMES]
+PLACES = [f"${place}::{TYPES.get(name, 'text')}" for place, name in enumerate(NAMES, 1)]
 # Headers travel as text and are cast by the server: a codec that the user's engine has for jsonb would encode them
 # once more.
 WRITTEN = {"headers": "{}::jsonb", "expires_in": "clock_timestamp() + {}"}
@@ -77,16 +78,9 @@ class Insertion:
     """
 
     def __init__(self, schema: str) -> None:
-        table = quoted(schema, "outbox_message")
-        one = [f"${position}::{kind}" for position, kind in enumerate(KINDS, 1)]
-        arrays = ", ".join(f"${position}::{kind}[]" for position, kind in enumerate(KINDS, 1))
-        self._one = f"INSERT INTO {table} ({TARGET}) VALUES ({_written(one)})"  # noqa: S608 - all names are ours or quoted
-        # Arrays, not one VALUES list a row: one statement, prepared once, whatever the number. Ids are drawn after the
-        # sort, so their order is that of the list.
-        self._many = (
-            f"INSERT INTO {table} ({TARGET}) SELECT {_written(NAMES)} "  # noqa: S608 - as above
-            f"FROM unnest({arrays}) WITH ORDINALITY AS m ({', '.join(NAMES)}, place) ORDER BY place"
-        )
+        self._into = f"INSERT INTO {quoted(schema, 'outbox_message')} ({TARGET})"
+        self._one = f"{self._into} VALUES ({_written(PLACES)})"
+        self._many: dict[frozenset[int], str] = {}
         self._table = tables(schema).outbox_message
         self._core = self._table.insert().values(
             expires_at=func.clock_timestamp() + bindparam("expires_in", type_=Interval())
@@ -125,12 +119,40 @@ class Insertion:
             **values, expires_at=None if expires_in is None else func.clock_timestamp() + expires_in
         )
 
-    def _statements(self, rows: Sequence[SealedRow]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    def _statements(self, rows: Sequence[SealedRow]) -> Iterator[tuple[str, Sequence[Any]]]:
         if len(rows) == 1:
             yield self._one, rows[0]
             return
         for part in _parts(rows):
-            yield self._many, tuple(map(list, zip(*part, strict=True)))
+            columns = list(zip(*part, strict=True))
+            varying = frozenset(
+                place for place, column in enumerate(columns) if place == 0 or column.count(column[0]) < len(column)
+            )
+            if varying not in self._many:
+                self._many[varying] = self._arrays(varying)
+            yield (
+                self._many[varying],
+                [list(column) if place in varying else column[0] for place, column in enumerate(columns)],
+            )
+
+    def _arrays(self, varying: frozenset[int]) -> str:
+        """Any number of rows in one statement. Most columns are alike in all rows of a transaction: those go once, the
+        others as arrays. Ids are drawn after the sort, so their order is that of the arrays.
+        """
+        sources = [NAMES[place] if place in varying else PLACES[place] for place in range(len(NAMES))]
+        arrays = ", ".join(f"{PLACES[place]}[]" for place in sorted(varying))
+        names = ", ".join(NAMES[place] for place in sorted(varying))
+        return (
+            f"{self._into} SELECT {_written(sources)} "  # noqa: S608 - all names are ours or quoted
+            f"FROM unnest({arrays}) WITH ORDINALITY AS m ({names}, place) ORDER BY place"
+        )
+
+
+def _json(headers: Mapping[str, Any]) -> str:
+    try:
+        return msgspec.json.encode(headers).decode()
+    except TypeError:  # a subclass of str, int or dict
+        return json.dumps(headers)
 
 
 def _written(sources: Sequence[str]) -> str:

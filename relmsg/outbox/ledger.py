@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -116,10 +115,16 @@ class Ledger:
         """Write what is to be written, and wake when the COMMIT is through."""
         entries, failed = self._entries, self._failed
         self._clear()
-        rows = [(insertion, row) for insertion, row, _ in entries if row is not None]
-        for _, group in groupby(sorted(rows, key=lambda each: id(each[0])), key=lambda each: id(each[0])):
-            same = list(group)
-            same[0][0].write_sync(connection, [row for _, row in same])
+        rows: dict[Insertion, list[SealedRow]] = {}
+        for insertion, row, _ in entries:
+            if row is not None:
+                rows.setdefault(insertion, []).append(row)
+        try:
+            for insertion, each in rows.items():
+                insertion.write_sync(connection, each)
+        except BaseException:
+            _roll_back(connection)
+            raise
         wakes: list[Wake] = []
         for wake in map(itemgetter(2), entries):
             if wake is not None and wake not in wakes:
@@ -159,6 +164,18 @@ class Ledger:
                 del self._savepoints[position:]
                 return entries
         return 0
+
+
+def _roll_back(connection: Connection) -> None:
+    """SQLAlchemy takes a transaction whose commit has begun for ended: after an error here it would give the connection
+    back to its pool as it is, with the failed transaction open.
+    """
+    if connection.invalidated:
+        return
+    try:
+        connection.connection.rollback()
+    except Exception:  # noqa: BLE001 - the first error is the one to tell
+        connection.invalidate()
 
 
 def _nothing() -> None:

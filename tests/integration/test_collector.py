@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Message, Outbox
 from relmsg.errors import HeaderRefused, TransactionRequired, UsageError
@@ -250,6 +250,30 @@ async def test_a_swallowed_error_cannot_commit_silently(
         with pytest.raises(DBAPIError):
             await session.commit()
     assert await numbers(engine) == []
+
+
+async def test_a_failed_write_leaves_nothing_in_the_pool(database_url: str) -> None:
+    """The connection of a commit that failed can be used by the next one: its transaction has been rolled back."""
+    single = create_async_engine(database_url, pool_size=1, max_overflow=0)
+    nowhere = Outbox("orders", schema="nowhere", collect=True)
+    for _ in range(3):
+        async with AsyncSession(single) as session:
+            await session.execute(text("SELECT 1"))
+            await nowhere.publish(session, placed(1))
+            with pytest.raises(DBAPIError, match="nowhere"):
+                await session.commit()
+        with pytest.raises(DBAPIError, match="nowhere"):
+            await _publish_in_a_block(single, nowhere)
+        async with single.connect() as connection:
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            assert not driver.is_in_transaction()
+    await single.dispose()
+
+
+async def _publish_in_a_block(engine: AsyncEngine, outbox: Outbox) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("SELECT 1"))
+        await outbox.publish(connection, placed(1))
 
 
 async def test_two_sessions_at_once_do_not_mix(engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]) -> None:
