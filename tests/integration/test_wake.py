@@ -330,10 +330,16 @@ async def test_a_hinted_relay_reads_at_once(
     await broker.queue("orders")
     async with deaf(database_url, amqp_url) as relay, Hint(engine) as hint:
         await eventually(partial(listens, engine), within=10)
+        hint()
+        await eventually(partial(heard, relay, 1), within=10)
         async with sessions() as session, session.begin():
             await Outbox("orders", wake=hint).publish(session, MESSAGE)
         await eventually(partial(arrived, broker), within=10)
-        assert relay.metrics.hints._value.get() == 1
+        await eventually(partial(heard, relay, 2), within=10)
+
+
+async def heard(relay: Relay, hints: int) -> None:
+    assert relay.metrics.hints._value.get() == hints
 
 
 async def arrived(broker: Broker) -> None:
