@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_
 
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
-from relmsg.inbox.call import Stopwatch, called
+from relmsg.inbox.call import Took, called
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
@@ -50,8 +50,8 @@ class Task:
     event: Any
     counted: bool = False
     """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
-    watch: Stopwatch | None = None
-    """What the handler took, once it has run."""
+    took: Took | None = None
+    """What its last attempt took, once it is committed."""
 
 
 Around: TypeAlias = Callable[[Callable[[], Awaitable[Outcome]]], Awaitable[Outcome]]
@@ -143,15 +143,16 @@ class Attempts:
             transaction = await session.begin()
             connection = await session.connection()
             reach("consumer.before_inbox_row")
+            began = self._clock.monotonic()
             is_first = await self._store.once(connection, task.identity)
             if not is_first:
                 await self._commit(task, session, transaction)
                 return Duplicate()
         assert connection.sync_connection is not None
-        task.watch = Stopwatch()
+        called_at = self._clock.monotonic()
         with HandlersTurn(session, transaction, connection.sync_connection) as turn:
             error = await called(task.handler, task.handler(task.message, session, task.event), turn, self._metrics)
-        task.watch.stop()
+        ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
             try:
@@ -159,7 +160,10 @@ class Attempts:
                     await self._commit(task, session, transaction)
             except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
                 error = failed
-        return Handled() if error is None else judged(error, turn)
+        if error is not None:
+            return judged(error, turn)
+        task.took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
+        return Handled()
 
     async def _commit(self, task: Task, session: AsyncSession, transaction: AsyncSessionTransaction) -> None:
         """Commit, and with it the end of the message's starts.

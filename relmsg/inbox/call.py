@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from typing import NamedTuple
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.inbox.handler import Handler
@@ -39,30 +40,9 @@ async def called(handler: Handler, work: Awaitable[None], turn: HandlersTurn, me
     return HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout:g} s")
 
 
-class Stopwatch:
-    """What a handler took, and what of that was its own."""
+class Took(NamedTuple):
+    """The seconds of a transaction, by the clock."""
 
-    __slots__ = ("_began", "_busy_since", "busy", "wall")
-
-    def __init__(self) -> None:
-        self.wall = self.busy = 0.0
-        self._busy_since = time.thread_time()
-        self._began = time.perf_counter()
-
-    def running(self) -> float:
-        """Seconds since it was made."""
-        return time.perf_counter() - self._began
-
-    def stop(self) -> None:
-        """Note the figures."""
-        self.wall = time.perf_counter() - self._began
-        self.busy = time.thread_time() - self._busy_since
-
-    def own_seconds(self, beside: int) -> float:
-        """What it would have taken without its neighbours.
-
-        A handler that waits for its turn on a crowded event loop looks slow and is not: the time in which the loop's
-        thread was working is shared by all ``beside`` that were under way.
-        """
-        crowded = min(1.0, self.busy / self.wall) if self.wall > 0 else 0.0
-        return self.wall * (1 - crowded * (1 - 1 / max(1, beside)))
+    handlers: float
+    ours: float
+    """What the inbox row and the commit took, and one more message in the group would not."""

@@ -36,11 +36,6 @@ class Dispatcher(Generic[T]):
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
 
-    @property
-    def under_way(self) -> int:
-        """How many units are running."""
-        return self._lines.under_way
-
     def add(self, line: Line[T]) -> None:
         """A line more."""
         self._lines.add(line)

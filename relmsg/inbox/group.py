@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 
+from relmsg.clock import Clock
 from relmsg.failpoint import reach
 from relmsg.inbox.attempt import Task, judged, patience
-from relmsg.inbox.call import Stopwatch, called
+from relmsg.inbox.call import Took, called
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -22,7 +23,7 @@ from relmsg.inbox.trouble import answering, brief, is_contention
 
 log = logging.getLogger(__name__)
 
-OVERRUN_SECONDS = 0.25
+OVERRUN_SECONDS = 1.0
 HANDLED, DUPLICATE = Handled(), Duplicate()
 
 
@@ -35,8 +36,8 @@ class Committed:
     """
 
     outcomes: list[Handled | Duplicate | None]
-    watch: Stopwatch | None
-    """What the handlers took; None where all messages were duplicates."""
+    took: Took | None
+    """None where all messages were duplicates."""
 
 
 class Groups:
@@ -46,10 +47,11 @@ class Groups:
     one begins.
     """
 
-    def __init__(self, sessions: async_sessionmaker[Any], store: Store, metrics: Metrics) -> None:
+    def __init__(self, sessions: async_sessionmaker[Any], store: Store, metrics: Metrics, clock: Clock) -> None:
         self._sessions = sessions
         self._store = store
         self._metrics = metrics
+        self._clock = clock
 
     async def once(self, handler: Handler, tasks: Sequence[Task]) -> Committed | Failed | Unsettled:
         """Handle the messages, each that is new once. If it is not Committed, nothing of it is.
@@ -72,16 +74,17 @@ class Groups:
             transaction = await session.begin()
             connection = await session.connection()
             reach("consumer.before_inbox_row")
+            began = self._clock.monotonic()
             new = await self._store.once_each(connection, [task.identity for task in tasks])
             if not new.identities:
                 await transaction.commit()
                 return Committed([DUPLICATE] * len(tasks), None)
         fresh = _first_of_each(tasks, new.identities)
-        watch = Stopwatch()
+        called_at = self._clock.monotonic()
         assert connection.sync_connection is not None
         with HandlersTurn(session, transaction, connection.sync_connection) as turn:
-            done, error = await self._handlers(handler, fresh, session, turn, watch)
-        watch.stop()
+            done, error = await self._handlers(handler, fresh, session, turn)
+        ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
             left = {task.identity for task in fresh[done:]}
@@ -93,14 +96,15 @@ class Groups:
             except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
                 error = failed
             else:
-                return Committed(_outcomes(tasks, new.identities, left), watch)
+                took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
+                return Committed(_outcomes(tasks, new.identities, left), took)
         elif turn.was_ended_unseen():
             await session.close()
             await self._take_back(new, fresh[done:])
         return judged(error, turn)
 
     async def _handlers(
-        self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn, watch: Stopwatch
+        self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn
     ) -> tuple[int, BaseException | None]:
         """Run them one after another, or once for all; how many have been handled, and the error that ended it."""
         if handler.takes_lists:
@@ -108,8 +112,9 @@ class Groups:
             error = await called(handler, work, turn, self._metrics)
             reach("consumer.inside_group")
             return (len(fresh) if error is None else 0), error
+        enough = self._clock.monotonic() + OVERRUN_SECONDS
         for done, task in enumerate(fresh):
-            if done and watch.running() > OVERRUN_SECONDS:
+            if done and self._clock.monotonic() > enough:
                 return done, None
             error = await called(handler, handler(task.message, session, task.event), turn, self._metrics)
             if error is not None:

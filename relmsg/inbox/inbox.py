@@ -241,7 +241,7 @@ class Inbox:
             metrics=self.metrics,
         )
         together = Together(
-            groups=Groups(self.sessions, store, self.metrics),
+            groups=Groups(self.sessions, store, self.metrics, self._clock),
             database=database,
             error_exchange=errors,
             slots=slots,

@@ -85,12 +85,10 @@ class Intake:
         if isinstance(outcome, Duplicate):
             line.pace.went_well(1, None)
         elif isinstance(outcome, Handled) and outcome.attempts == 1:
-            watch = arrival.task.watch if arrival.task is not None else None
-            beside = self._dispatcher.under_way + 1
-            line.pace.went_well(1, watch.own_seconds(beside) if watch is not None else None)
+            line.pace.went_well(1, arrival.task.took if arrival.task is not None else None)
 
     async def _many(self, arrivals: list[Arrival], line: Line[Arrival]) -> list[Arrival]:
-        return await self._together.handle(arrivals, line.pace, self._dispatcher.under_way)
+        return await self._together.handle(arrivals, line.pace)
 
 
 def _by_label(arrivals: Iterable[Arrival]) -> Counter[tuple[str, str]]:

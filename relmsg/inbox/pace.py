@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-BUDGET_SECONDS = 0.025
-SMALLEST_GAIN = 4  # a handler that cannot do so many in the budget gains little from groups
-MEMORY = 0.25  # the weight of the newest unit in the running average
+from relmsg.inbox.call import Took
+
+BUDGET_SECONDS = 0.25
+WORTH_IT = 5.0  # a handler that takes so many times what a group would save gains little from one
+MEMORY = 0.25  # the weight of the newest unit in the running averages
 FIRST_PENALTY = 32
 LAST_PENALTY = 4096
 
@@ -12,9 +14,11 @@ LAST_PENALTY = 4096
 class Pace:
     """Grows by doubling from one message, as long as all goes well and the handler is quick.
 
-    In time: a group holds no more messages than the handler can do in 25 ms, and a handler that cannot do four of them
-    runs its messages singly, as many side by side as there is concurrency. A handler of lists (``timed=False``) is made
-    for long calls, and not bounded so.
+    In time: what a group saves is our own share of a transaction, the inbox row and the commit. A handler that takes
+    more than five times as long, because it waits for another service, runs its messages singly, as many side by side
+    as there is concurrency. The two are compared and not held against a number of milliseconds: on a machine that is
+    busy both take longer, and that is when groups are needed. Besides, a group holds no more than a quarter of a second
+    of work. A handler of lists (``timed=False``) is made for long calls, and not bounded so.
 
     In luck: a group that failed has been in vain. The next one has a quarter of its messages, and no group grows before
     ``penalty`` messages have gone well. That number doubles with each failure, from 32 up to 4096, and halves each time
@@ -22,22 +26,23 @@ class Pace:
     there were no groups, and one bad message in a thousand costs next to nothing.
     """
 
-    __slots__ = ("_average", "_held", "_limit", "_most", "_penalty", "_timed", "size")
+    __slots__ = ("_each", "_held", "_limit", "_most", "_ours", "_penalty", "_timed", "size")
 
     def __init__(self, most: int, *, timed: bool = True) -> None:
         self.size = 1
         self._most = most
         self._timed = timed
-        self._average: float | None = None
+        self._each = self._ours = 0.0
         self._limit = 1
         self._held = 0
         self._penalty = FIRST_PENALTY // 2
 
-    def went_well(self, count: int, seconds: float | None) -> None:
+    def went_well(self, count: int, took: Took | None) -> None:
         """So many messages came to an end together; None where their handler did not run."""
-        if seconds is not None:
-            each = seconds / count
-            self._average = each if self._average is None else self._average + MEMORY * (each - self._average)
+        if took is not None:
+            weight = MEMORY if self._ours else 1.0
+            self._each += weight * (took.handlers / count - self._each)
+            self._ours += weight * (took.ours - self._ours)
         if self._held > 0:
             self._held -= count
         elif count * 2 > self._limit and self._limit < self._most:
@@ -54,7 +59,8 @@ class Pace:
         self.size = self._next()
 
     def _next(self) -> int:
-        if not self._timed or not self._average:  # not measured: so far there were duplicates only
+        if not self._timed or not self._each:  # not measured: so far there were duplicates only
             return self._limit
-        within = int(BUDGET_SECONDS / self._average)
-        return 1 if within < SMALLEST_GAIN else min(self._limit, within)
+        if self._each > WORTH_IT * self._ours:
+            return 1
+        return min(self._limit, max(1, int(BUDGET_SECONDS / self._each)))

@@ -31,7 +31,7 @@ class Together:
     slots: Slots
     metrics: Metrics
 
-    async def handle(self, arrivals: list[Arrival], pace: Pace, beside: int) -> list[Arrival]:
+    async def handle(self, arrivals: list[Arrival], pace: Pace) -> list[Arrival]:
         """Handle and settle; what comes back has to be handled again, in this order.
 
         If anything goes wrong in the group, all of it comes back, each to be handled alone: that spends none of its
@@ -56,7 +56,7 @@ class Together:
         self._count(handler, set(arrivals).difference(attempted), GONE)
         self.metrics.grouped(handler, committed=isinstance(ended, Committed))
         if isinstance(ended, Committed):
-            pace.went_well(len(attempted), ended.watch.own_seconds(beside) if ended.watch is not None else None)
+            pace.went_well(len(attempted), ended.took)
             return await self._settle(handler, attempted, ended)
         pace.failed(len(attempted))
         for arrival in attempted:

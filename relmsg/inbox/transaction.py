@@ -123,6 +123,9 @@ def _refuse_on_session(session: Session) -> None:
 def _refuse_on_connection(connection: Connection) -> None:
     turn = _turns.get(connection)
     if turn is not None:
+        # SQLAlchemy takes its transaction for ended whether or not this raises, and would give the connection back to
+        # the pool with PostgreSQL's still open.
+        connection.connection.rollback()
         turn.refuse()
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from relmsg.inbox.call import Took
 from relmsg.inbox.lines import LINGER_SECONDS, Line, Lines, Unit
 from relmsg.inbox.pace import Pace
 
@@ -92,7 +93,7 @@ class Dispatching(RuleBasedStateMachine):
     def _end(self, unit: Unit[Item], back: list[Item]) -> None:
         done = [item for item in unit.items if item not in back]
         if done:
-            unit.line.pace.went_well(len(done), 0.0001 * len(done))
+            unit.line.pace.went_well(len(done), Took(0.0001 * len(done), 0.002))
         self.done += done
         for item in back:
             self.waiting[item.number] = item

@@ -99,6 +99,80 @@ async def test_a_list_is_an_event_too() -> None:
     assert seen == [[1, 2]]
 
 
+@pytest.mark.parametrize("kind", [dict, dict[str, int], AsDataclass, AsStruct, AsModel, Annotated[AsStruct, "x"]])
+async def test_a_list_of_events_asks_for_many_messages(kind: Any) -> None:
+    """list[Event] and list[Message] get lists, which correspond; of a single message lists of one."""
+    seen: list[list[Any]] = []
+
+    async def store(events: Any, session: AsyncSession, *, messages: list[Message]) -> None:
+        seen.append([events, messages])
+
+    store.__annotations__["events"] = Annotated[list[kind], "many"]
+    handler = handler_of(store)
+    assert handler.takes_lists
+    one, two = (Message(id=each, body=b'{"id": 7}') for each in "12")
+    event = handler.decode(one)
+    await handler(one, sentinel.session, event)
+    await handler.call([one, two], sentinel.session, [event, event])
+    assert seen == [[[event], [one]], [[event, event], [one, two]]]
+
+
+@pytest.mark.parametrize("kind", [list, list[int], list[Any], list[int | None]])
+def test_a_list_that_can_only_be_one_body_is_one_body(kind: Any) -> None:
+    """Plain list, and a list of what is no body of its own, mean one message whose body is a JSON list."""
+
+    async def handle(event: Any) -> None: ...
+
+    handle.__annotations__["event"] = kind
+    handler = handler_of(handle)
+    assert not handler.takes_lists
+    assert handler.decode(Message(body=b"[1]")) == [1]
+
+
+@pytest.mark.parametrize("kind", [list[str], list[bytes], list[list], list[list[int]]])
+def test_a_list_that_can_mean_either_is_refused(kind: Any) -> None:
+    """Where the items could be bodies, and a body could be a list of them, the handler has to say which."""
+
+    async def handle(event: Any) -> None: ...
+
+    handle.__annotations__["event"] = kind
+    with pytest.raises(HandlerRefused, match=r"can mean one body or many: ask for `list` .* for `list\[Message\]`"):
+        handler_of(handle)
+
+
+def test_one_message_and_many_at_once_are_refused() -> None:
+    """A function gets one message or many."""
+
+    async def mixed(message: Message, events: list[dict]) -> None: ...  # type: ignore[type-arg]
+
+    async def other(event: dict, messages: list[Message]) -> None: ...  # type: ignore[type-arg]
+
+    async def both(event: dict, events: list[dict]) -> None: ...  # type: ignore[type-arg]
+
+    for function in (mixed, other):
+        with pytest.raises(HandlerRefused, match=r"asks for one message and .* for many at once"):
+            handler_of(function)
+    with pytest.raises(HandlerRefused, match="both ask for the event"):
+        handler_of(both)
+
+
+def test_the_size_of_groups_is_an_option() -> None:
+    """50 messages, 200 for a list handler, or what is asked for; at least one."""
+    inbox = Inbox("billing", async_sessionmaker(create_async_engine("postgresql+asyncpg://")))
+
+    async def handle(message: Message) -> None: ...
+
+    async def store(messages: list[Message]) -> None: ...
+
+    for number, (function, option, expected) in enumerate(
+        [(handle, None, 50), (store, None, 200), (handle, 1, 1), (store, 7, 7)]
+    ):
+        inbox.handler(f"t{number}", queue="q", group=option)(function)
+        assert inbox._registry.find("q", f"t{number}").group == expected
+    with pytest.raises(UsageError, match="group"):
+        inbox.handler("t", queue="q", group=0)
+
+
 @pytest.mark.parametrize("kind", [dict, AsDataclass, AsStruct, AsModel])
 def test_a_body_that_is_something_else_is_undecodable(kind: Any) -> None:
     """Decoding tells Undecodable with the reason, whatever the decoder's own error is."""
