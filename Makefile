@@ -14,7 +14,7 @@ LOCAL  := $(BIN)/python compose/local.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lowest bench bench-scale check lint types layers services clean
+.PHONY: help demo test lowest plain newest bench bench-scale check lint types layers services clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,17 @@ bench: $(BENCH)/.installed ## measure against the peers, 20 minutes; QUICK=1: on
 
 bench-scale: $(BENCH)/.installed ## the rows of a million messages and more
 	@$(BENCH)/bin/python -m tests.benchmarks --scale $(if $(QUICK),--quick) $(ARGS)
+
+# The chain without the fast path: every frame goes through aiormq.
+PLAIN_TESTS := tests/chaos $(addprefix tests/integration/test_,relay.py inbox.py consumer.py errors_verbs.py publisher.py)
+
+plain: $(STAMP) ## run the chain's tests with bulk frames switched off
+	@RELMSG_BULK=off $(LOCAL) run -- $(BIN)/python -m pytest -q $(PLAIN_TESTS) $(ARGS)
+
+NEWEST_TESTS := tests/contract tests/chaos $(addprefix tests/integration/test_,relay.py inbox.py outbox_publish.py consumer.py)
+
+newest: $(STAMP) ## run the core tests on RabbitMQ 4 and PostgreSQL 17
+	@$(LOCAL) --rabbitmq 4 --postgres 17 run -- $(BIN)/python -m pytest -q $(NEWEST_TESTS) $(ARGS)
 
 check: lint types layers ## lint, types and layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from relmsg.broker.subscriber import Delivery
-from relmsg.errors import Unhandleable
+from relmsg.errors import Undecodable, Unhandleable
 from relmsg.inbox.attempt import Task
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
@@ -39,6 +39,8 @@ def arrived(delivery: Delivery, name: str, registry: Registry, missing_id: Missi
     arrival = Arrival(delivery, name)
     message = delivery.message
     try:
+        if delivery.fault is not None:
+            raise Undecodable(f"a property or header cannot be read: {delivery.fault}") from delivery.fault
         handler = arrival.handler = registry.find(delivery.queue, message.type)
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)

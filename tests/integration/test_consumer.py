@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from compose.local import Services
+from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.subscriber import Delivery, QueueMissing, Subscriber
+from relmsg.broker.wire import Publication
 from relmsg.database import create_engine
 from relmsg.errors import AccessRefused, BrokerAway, DatabaseAway, SchemaError
 from relmsg.inbox.inbox import Inbox
@@ -335,6 +338,43 @@ async def test_headers_that_cannot_be_sent_again_do_not_stop_the_error_copy(
     assert copy.headers["latin"] == "base64:Y2Fm6Q=="
     assert "huge" not in copy.headers
     assert copy.headers["relmsg-sanitised-headers"] == "huge (dropped), latin"
+
+
+async def test_properties_that_cannot_be_read_cost_one_message_and_no_connection(
+    inbox: Inbox, sessions: Any, broker: Broker, amqp_url: str, queue: str
+) -> None:
+    """B1: a timestamp beyond all calendars and a type in Latin-1 go to the error queue; neighbours take effect."""
+
+    @inbox.handler("order.placed", queue=QUEUE)
+    async def handle(message: Message, session: AsyncSession) -> None:
+        await effect(session, message)
+
+    def publish(message_id: str, damage: Callable[[bytes], bytes]) -> Publication:
+        properties = Basic.Properties(
+            message_id=message_id, message_type="order.placed", timestamp=datetime(2026, 1, 1, tzinfo=UTC)
+        )
+        header = ContentHeader(properties=properties, body_size=4).marshal()
+        return Publication(message_id, "", QUEUE, damage(header), b"body")
+
+    moment = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()).to_bytes(8, "big")
+    async with Connection([amqp_url]) as connection:
+        channel = ConfirmChannel(connection)
+        await channel.publish(
+            [
+                publish("1", lambda header: header),
+                publish("2", lambda header: header.replace(moment, b"\x7f" + b"\xff" * 7)),
+                publish("3", lambda header: header.replace(b"order.placed", b"order.plac\xe9d")),
+                publish("4", lambda header: header),
+            ]
+        )
+        await channel.close()
+    async with running(inbox, amqp_url):
+        copies = await in_errors(broker, 2)
+        await settled(inbox, handled=2, failed=2)
+    assert {(copy.message_id, copy.headers["relmsg-error-reason"], copy.body) for copy in copies} == {
+        ("2", "undecodable", b"body"),
+        ("3", "undecodable", b"body"),
+    }
 
 
 class _Latin(str):
