@@ -12,26 +12,40 @@ from tests.benchmarks.plot import plot
 from tests.benchmarks.record import Record, Run
 from tests.benchmarks.table import Result, markdown, results
 
+PAGE = "performance.md"
 FIGURES = "performance.json"
 PICTURE = "performance.png"
 TEXT = Path(__file__).with_name("page.md")
 
 
 def write(directory: Path, record: Record, comparisons: Sequence[Comparison]) -> None:
-    """Write the page and its picture from the record's newest runs; earlier ones stand beside them."""
+    """Write the page and its picture."""
+    run = record.bench[0]
+    title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
+    plot(_shown(record, comparisons), run.queue_type, title, directory / PICTURE)
+    (directory / PAGE).write_text(text(record, comparisons))
+
+
+def text(record: Record, comparisons: Sequence[Comparison]) -> str:
+    """The page: the record's newest runs, and what earlier ones came to beside them."""
     run = record.bench[0]
     parts = {"bench": _table(record.bench, comparisons), "scale": "Not recorded yet."}
-    shown = results(comparisons, run.measured)
     if record.scale:
         parts["scale"] = _table(record.scale, comparisons)
-        shown += results(comparisons, record.scale[0].measured)
-    title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
-    plot(shown, run.queue_type, title, directory / PICTURE)
-    text = TEXT.read_text()
+    page = TEXT.read_text()
     about = _setup(run.setup) + "\n" + _quiet([*record.bench[:1], *record.scale[:1]])
-    for name, value in (parts | {"setup": about, "summary": _summary(shown, run)}).items():
-        text = text.replace(f"<!-- {name} -->", value)
-    (directory / "performance.md").write_text(text)
+    for name, value in (parts | {"setup": about, "summary": _summary(_shown(record, comparisons), run)}).items():
+        page = page.replace(f"<!-- {name} -->", value)
+    return page
+
+
+def _shown(record: Record, comparisons: Sequence[Comparison]) -> list[Result]:
+    return [
+        result
+        for runs in (record.bench, record.scale)
+        for run in runs[:1]
+        for result in results(comparisons, run.measured)
+    ]
 
 
 def _table(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
