@@ -61,9 +61,9 @@ async def _run(bench: Bench, comparison: Comparison, contender: Contender, turn:
         async with asyncio.timeout(RUN_LIMIT_SECONDS):
             sample = await contender.run(bench, messages)
     except Exception as error:  # whatever a contender does, the others go on
-        measured.failures[contender.name] = f"{type(error).__name__}: {error}".strip()
+        measured.failures[contender.name] = _in_short(error)
         measured.samples.pop(contender.name, None)
-        _say(f"{comparison.name} · {contender.name}: FAILED: {measured.failures[contender.name]}")
+        _say(f"{comparison.name} · {contender.name}: FAILED: {error}")
         if not contender.peer:
             traceback.print_exc()
         return
@@ -76,6 +76,12 @@ async def _run(bench: Bench, comparison: Comparison, contender: Contender, turn:
         + "".join(f", {name} {value:.4g}" for name, value in sample.figures.items())
         + f" ({sample.messages:,} messages, {time.monotonic() - began:.1f} s in all)"
     )
+
+
+def _in_short(error: Exception) -> str:
+    """What happened, and the last thing that was said: mostly a program's own error."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return f"{first}: {others[-1]}" if others else first
 
 
 def _say(line: str) -> None:

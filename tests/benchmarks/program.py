@@ -66,6 +66,11 @@ class Program:
         await asyncio.gather(self._listening, return_exceptions=True)
 
     @property
+    def name(self) -> str:
+        """Short, for errors."""
+        return " ".join(self._command[2:] if self._command[1:2] == ["-m"] else self._command[:2])
+
+    @property
     def pid(self) -> int:
         return self._process.pid
 
@@ -84,16 +89,16 @@ class Program:
             async with asyncio.timeout(within):
                 line = await self._process.stdout.readline()
         except TimeoutError:
-            raise CheckFailed(f"no word from {self._command} within {within:g} s\n{self.said()}") from None
+            raise CheckFailed(f"no word from {self.name} within {within:g} s\n{self.said()}") from None
         if not line:
             await asyncio.wait([self._listening], timeout=1.0)
-            raise CheckFailed(f"{self._command} ended\n{self.said()}")
+            raise CheckFailed(f"{self.name} ended\n{self.said()}")
         return line.decode().strip()
 
     async def ready(self, within: float = READY_SECONDS) -> None:
         """Wait until it says so."""
         if (line := await self.line(within)) != "ready":
-            raise CheckFailed(f"{self._command} said {line!r} instead of ready")
+            raise CheckFailed(f"{self.name} said {line!r} instead of ready")
 
     async def go(self) -> None:
         """Let it begin."""

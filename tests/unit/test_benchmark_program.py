@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from tests.benchmarks.cpu import tree_seconds
-from tests.benchmarks.model import CheckFailed
+from tests.benchmarks.measure import failed_of_ours, measure
+from tests.benchmarks.model import CheckFailed, Comparison, Contender, Cpu, Sample
 from tests.benchmarks.program import Program
 
 SPEAKS = """
@@ -84,3 +85,36 @@ async def test_a_run_is_wrong_when_the_queue_holds_more_or_less_than_was_sent(mo
         await holding(6, 5)
     with pytest.raises(CheckFailed, match="holds 4 messages, 5 were sent"):
         await holding(4, 5)
+
+
+async def test_the_others_go_on_when_a_contender_fails(capsys) -> None:
+    """One that fails is not run again; its reason is one line: what happened, and what it said last."""
+
+    async def works(_: object, messages: int) -> Sample:
+        return Sample(messages, 1.0, Cpu(1.0, 1.0, 1.0))
+
+    async def fails(_: object, __: int) -> Sample:
+        async with program("import a_peer_that_is_not_installed") as contender:
+            await contender.ready()
+        raise AssertionError
+
+    comparison = Comparison(
+        "relay", (Contender("peer", fails, 10, 1, peer=True), Contender("ours", works, 10, 1)), (), repetitions=2
+    )
+    measured = await measure(SimpleNamespace(quick=False), comparison)
+    assert len(measured.samples["ours"]) == 2
+    assert measured.failures["peer"].endswith("No module named 'a_peer_that_is_not_installed'")
+    assert "\n" not in measured.failures["peer"]
+    assert failed_of_ours([comparison], {"relay": measured}) == []
+    assert capsys.readouterr().err.count("FAILED") == 1
+
+
+async def test_a_failure_of_ours_is_the_suites(capsys) -> None:
+    """The same failure, of a contender that is no peer, ends the suite with an error."""
+
+    async def fails(_: object, __: int) -> Sample:
+        raise CheckFailed("there are duplicates")
+
+    comparison = Comparison("relay", (Contender("ours", fails, 10, 1),), ())
+    measured = await measure(SimpleNamespace(quick=True), comparison)
+    assert failed_of_ours([comparison], {"relay": measured}) == ["relay: ours: there are duplicates"]
