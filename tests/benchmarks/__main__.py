@@ -24,6 +24,7 @@ from tests.benchmarks.rows import COMPARISONS
 from tests.benchmarks.table import markdown, results
 
 DOCS = ROOT / "docs"
+PLOT = ROOT / ".local" / "benchmark.png"
 GOALS_ARE_FOR = "4"
 INSTALLED = "installed"
 
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--postgres", metavar="VERSION", help="17, or installed (the default)")
     parser.add_argument("--queue", choices=("quorum", "classic"), help="default: quorum from RabbitMQ 4 on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument("--plot", type=Path, metavar="FILE", default=PLOT, help="the picture (default: %(default)s)")
     parser.add_argument("--write-docs", action="store_true", help="record the run and write docs/performance.md")
     parser.add_argument("--again", action="store_true", help="... beside the recorded run, not in its place")
     parser.add_argument("--page", action="store_true", help="write docs/performance.md from the record; run nothing")
@@ -87,9 +89,12 @@ def _started(given: argparse.Namespace) -> Services:
 async def _measure(services: Services, chosen: list[Comparison], given: argparse.Namespace) -> int:
     async with Bench(services, quick=given.quick, queue_type=given.queue) as bench:
         run = Run(setup(bench), {each.name: await measure(bench, each) for each in chosen})
-    print(markdown(results(chosen, run.measured), run.queue_type))
+    found = results(chosen, run.measured)
+    print(markdown(found, run.queue_type))
     if given.quick:
         print("\nA quick run: it shows that everything works. Its figures mean nothing.")
+    given.plot.parent.mkdir(exist_ok=True)
+    print(page.picture(found, run, given.plot), file=sys.stderr)
     alone = Record([], [])
     if given.json:
         alone.add(run, scale=given.scale, partial=False, again=False)

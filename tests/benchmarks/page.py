@@ -20,10 +20,18 @@ TEXT = Path(__file__).with_name("page.md")
 
 def write(directory: Path, record: Record, comparisons: Sequence[Comparison]) -> None:
     """Write the page and its picture."""
-    run = record.bench[0]
-    title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
-    plot(_shown(record, comparisons), run.queue_type, title, directory / PICTURE)
+    print(picture(_shown(record, comparisons), record.bench[0], directory / PICTURE))
     (directory / PAGE).write_text(text(record, comparisons))
+
+
+def picture(found: Sequence[Result], run: Run, file: Path) -> str:
+    """Draw the rows of a run; what became of it, in one line."""
+    title = f"relmsg against its goals · RabbitMQ {run.setup['versions']['RabbitMQ']}, {run.queue_type} queue"
+    try:
+        plot(found, run.queue_type, title, file)
+    except ImportError as error:
+        return f"no picture: {error}"
+    return f"the picture: {file}"
 
 
 def text(record: Record, comparisons: Sequence[Comparison]) -> str:
@@ -68,6 +76,8 @@ def _quiet(runs: Sequence[Run]) -> str:
         for samples in measured.samples.values()
         for sample in samples
     ]
+    if not shares:
+        return ""
     return (
         f"- Programs that were not part of a run used {median(shares):.0%} of the machine's CPU meanwhile (median of "
         f"{len(shares)} runs; {max(shares):.0%} at worst)."

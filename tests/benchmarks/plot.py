@@ -13,7 +13,7 @@ ROOM = 1.6  # beyond the longest bar, for its label
 
 
 def plot(found: Sequence[Result], queue_type: str, title: str, file: Path) -> None:
-    """Draw the rows that have a value, in the order of the table."""
+    """Draw the rows that have a value, in the order of the table. :raises ImportError: without matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -43,7 +43,7 @@ def plot(found: Sequence[Result], queue_type: str, title: str, file: Path) -> No
         textcoords="offset points", va="bottom", ha="left", color=FAINT, fontsize=9, fontweight="bold",
     )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlim(min(0.5, *(reach / ROOM for reach in times)), max(2.0, *(reach * ROOM for reach in times)))
+    axes.set_xlim(min([0.5, *(reach / ROOM for reach in times)]), max([2.0, *(reach * ROOM for reach in times)]))
     axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.axvline(1, color=INK, linewidth=1.2)
     axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(base=10, subs=(1.0, 2.0, 5.0)))

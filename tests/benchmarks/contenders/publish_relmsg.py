@@ -1,4 +1,4 @@
-"""``Publisher.publish_many``, 1000 messages at a time."""
+"""``Publisher.publish_many``, 10,000 messages a call."""
 
 from __future__ import annotations
 
