@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from statistics import median
 
 from tests.benchmarks.bench import Bench
@@ -13,6 +14,8 @@ from tests.benchmarks.drain import drained, running
 from tests.benchmarks.metrics import Metrics
 from tests.benchmarks.model import CheckFailed, Sample
 from tests.benchmarks.outbox import QUEUE, TABLE, clean, fill, relay_command, waits
+
+Crowd = Callable[[Bench, int], Awaitable[None]]
 
 NOWHERE = "an exchange that does not exist"
 HOT_QUEUE, HOT_KEY = "benchmark.hot", "hot"
@@ -49,7 +52,7 @@ async def _nothing(_: Bench, __: int) -> None:
     """No crowd."""
 
 
-async def _others(bench: Bench, messages: int, crowd, *, held: bool = False) -> Sample:
+async def _others(bench: Bench, messages: int, crowd: Crowd, *, held: bool = False) -> Sample:
     """Fill the crowd, let the relay meet it, add the messages, and see them through: all of them, whatever slot.
 
     A few that do not get through are the finding, not a failure: after two minutes the rate is that of those which did,
