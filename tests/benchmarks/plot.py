@@ -57,6 +57,7 @@ def plot(found: Sequence[Result], queue_type: str, title: str, file: Path) -> No
         side.set_visible(False)
     axes.set_xlabel("times the goal (logarithmic); right of the line: reached", color=FAINT, fontsize=9)
     axes.set_title(title, loc="left", color=INK, fontsize=13, fontweight="bold", pad=14)
+    figure.get_layout_engine().set(h_pad=0.12)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
 
