@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import event, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Message, Outbox
@@ -334,6 +334,21 @@ async def test_a_two_phase_transaction_is_refused(engine: AsyncEngine) -> None:
         await session.begin()
         with pytest.raises(UsageError, match="two-phase"):
             await COLLECTING.publish(session, placed(1))
+
+
+@pytest.mark.parametrize("outbox", [COLLECTING, AT_ONCE], ids=["collecting", "at once"])
+async def test_a_session_that_lost_its_connection_refuses_a_publish(
+    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], outbox: Outbox
+) -> None:
+    """On a connection that was lost publish raises, as any statement of the session would, and nothing is kept."""
+    async with sessions() as session:
+        await session.begin()
+        await outbox.publish(session, placed(1))
+        await (await session.connection()).invalidate()
+        with pytest.raises(SQLAlchemyError):
+            await outbox.publish(session, placed(2))
+        await session.rollback()
+    assert await numbers(engine) == []
 
 
 async def test_a_savepoint_older_than_the_first_publish_takes_it_along(
