@@ -14,20 +14,24 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.database import translate
 from relmsg.errors import DatabaseAway
+from relmsg.outbox.outage import Outage
 
 
 class Driver:
     """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
 
     After an error the connection is thrown away and the next statement gets a new one. Every statement has a deadline:
-    asyncpg itself would wait for ever for a server that is frozen.
+    asyncpg itself would wait for ever for a server that is frozen. That the database is away is logged by the
+    ``outage``, which drivers may share, not by those who ask.
 
     ``plan_cache_mode = force_custom_plan``: a statement that was planned for an empty table would otherwise keep a
-    sequential scan when thousands of rows arrive (performance.md, plan-cache trap).
+    sequential scan when thousands of rows arrive (performance.md, plan-cache trap). ``jit = off``: compiling a
+    statement that is planned anew each time takes longer than running it.
     """
 
-    def __init__(self, engine: AsyncEngine, *, deadline: float = 30.0) -> None:
+    def __init__(self, engine: AsyncEngine, *, deadline: float = 30.0, outage: Outage | None = None) -> None:
         self._engine = engine
+        self._outage = outage or Outage("PostgreSQL")
         self._deadline = deadline
         self._connection: AsyncConnection | None = None
         self._raw: Any = None
@@ -42,16 +46,23 @@ class Driver:
             try:
                 async with asyncio.timeout(self._deadline):
                     raw = self._raw or await self._connect()
-                    return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
+                    records: Sequence[Any] = await raw.fetch(sql, *args)
             except asyncio.CancelledError:
                 await self._drop()
                 raise
             except TimeoutError as error:
                 await self._drop()
-                raise DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s") from error
+                away = DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s")
+                self._outage.began(self, away)
+                raise away from error
             except Exception as error:
                 await self._drop()
-                raise translate(error) or error from error
+                meant = translate(error) or error
+                if isinstance(meant, DatabaseAway):
+                    self._outage.began(self, meant)
+                raise meant from error
+            self._outage.ended(self)
+            return records
 
     async def close(self) -> None:
         """Give the connection back."""
@@ -61,7 +72,7 @@ class Driver:
     async def _connect(self) -> Any:
         self._connection = await self._engine.connect()
         self._raw = (await self._connection.get_raw_connection()).driver_connection
-        await self._raw.execute("SET plan_cache_mode = force_custom_plan")
+        await self._raw.execute("SET plan_cache_mode = force_custom_plan; SET jit = off")
         return self._raw
 
     async def _drop(self) -> None:

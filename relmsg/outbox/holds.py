@@ -33,6 +33,7 @@ class Holds:
     """
 
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self.version = 0  # changes with the set of destinations: a read that began before was told other ones
         self._holds: dict[Destination, Hold] = {}
         self._chance = chance
 
@@ -54,6 +55,7 @@ class Holds:
         if len(self._holds) >= MOST_HOLDS and destination not in self._holds:
             destination = Destination(destination.exchange, None)
         known = self._holds.get(destination)
+        self.version += known is None
         failures = known.failures + 1 if known else 1
         probe = known.row if known else row
         wait = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 30))
@@ -64,7 +66,7 @@ class Holds:
 
     def release(self, hold: Hold) -> None:
         """The destination leads somewhere again, or its probe is gone."""
-        self._holds.pop(hold.destination, None)
+        self.version += self._holds.pop(hold.destination, None) is not None
 
     def due(self, now: float) -> Hold | None:
         """The hold that should be probed first, if any is due."""

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from relmsg.broker.receipt import Receipt
-from relmsg.outbox.store import Measure
 
 
 class RelayMetrics:
@@ -39,6 +38,9 @@ class RelayMetrics:
         )
         self.reads = Histogram("relmsg_relay_read_seconds", "Time of one read of the outbox", registry=self.registry)
         self.hints = Counter("relmsg_relay_hints", "Hints heard that something was committed", registry=self.registry)
+        self.looks_back = Histogram(
+            "relmsg_relay_look_back_seconds", "Time of one look back for rows committed late", registry=self.registry
+        )
         for receipt in ("confirmed", "returned", "nacked", "unknown"):
             self.receipts.labels(receipt)
 
@@ -46,12 +48,6 @@ class RelayMetrics:
         """Count the receipts of a batch."""
         for kind, number in Counted(map(type, receipts)).items():
             self.receipts.labels(kind.__name__.lower()).inc(number)
-
-    def measured(self, measure: Measure) -> None:
-        """Show what waits."""
-        self.backlog.set(measure.backlog)
-        self.oldest.set(measure.oldest_seconds)
-        self.parked.set(measure.parked)
 
 
 class Progress:

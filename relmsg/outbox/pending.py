@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from relmsg.outbox.row import Row
+
+HOT_PER_SLOT = 16
+NEVER = 2**63
+
+
+class HotKey(NamedTuple):
+    """A key with more rows than its lane takes: what follows ``tail`` is read for it alone, as the lane drains."""
+
+    key: str
+    slot: int
+    tail: int
 
 
 class Pending:
     """Rows in memory, by id.
 
     Holds: of one ordering key at most one row is out at a time, the one with the smallest id that is known; the others
-    stand in its lane. A row is here exactly once, from ``admit`` to ``done`` or ``forget``. No slot takes more than
-    ``slot_room`` rows, so that one busy key fills its own slot's share and no more.
+    stand in its lane. A row is here exactly once, from ``admit`` to ``confirm`` or ``forget``; the id of a confirmed
+    row stays known until ``deleted``, so that it is not read again before its delete is done.
+
+    A lane takes ``lane_room`` rows and no more. The key is *hot* then: later rows of it are refused, and the reader
+    fetches them by ``refill``. At most HOT_PER_SLOT keys of a slot are hot, then the slot is ``crowded``.
     """
 
     def __init__(self) -> None:
+        self.lane_room = 32
+        self.bytes = 0
         self._rows: dict[int, Row] = {}
         self._ready: OrderedDict[int, Row] = OrderedDict()
         self._out: set[int] = set()
         self._lanes: dict[str, deque[Row]] = {}
+        self._unproven: OrderedDict[int, int] = OrderedDict()
+        self._hot: dict[str, HotKey] = {}
+        self._confirmed: dict[int, int] = {}
         self._in_slot: Counter[int] = Counter()
+        self._hot_in_slot: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -35,39 +56,118 @@ class Pending:
         return len(self._ready)
 
     @property
-    def ids(self) -> list[int]:
-        """The ids of all rows in memory: the next read leaves them out."""
-        return list(self._rows)
+    def unproven(self) -> int:
+        """How many keyed rows wait until it is certain that no earlier row of their keys was overlooked."""
+        return len(self._unproven)
+
+    @property
+    def confirmed(self) -> int:
+        """How many rows are confirmed and not yet deleted."""
+        return len(self._confirmed)
+
+    def known_above(self, lows: Mapping[int, int]) -> list[int]:
+        """The ids that a read above these ids of their slots has to leave out.
+
+        They are of the rows in memory, and of those that are confirmed and not yet deleted.
+        """
+        known = [row.id for row in self._rows.values() if row.id > lows.get(row.slot, NEVER)]
+        known += [row_id for row_id, slot in self._confirmed.items() if row_id > lows.get(slot, NEVER)]
+        return known
+
+    @property
+    def hot(self) -> Iterable[HotKey]:
+        """The keys whose rows behind ``tail`` no other read should bring."""
+        return self._hot.values()
 
     def in_slot(self, slot: int) -> int:
         """How many rows of a slot are in memory."""
         return self._in_slot[slot]
 
-    def out_of_slot(self, slot: int) -> int:
-        """How many rows of a slot are at the broker, unanswered or being settled."""
-        return sum(1 for row_id in self._out if self._rows[row_id].slot == slot)
+    def crowded(self, slot: int) -> bool:
+        """Whether a slot has as many hot keys as it may: nothing more of it should be read until one has cooled."""
+        return self._hot_in_slot[slot] >= HOT_PER_SLOT
 
-    def admit(self, row: Row) -> None:
-        """Take a row that was read; a row that is here already changes nothing."""
-        if row.id in self._rows:
+    def unsettled_of_slot(self, slot: int) -> int:
+        """How many rows of a slot are at the broker, or confirmed and not yet deleted."""
+        slots = (*(self._rows[row_id].slot for row_id in self._out), *self._confirmed.values())
+        return slots.count(slot)
+
+    def admit(self, row: Row, *, read: int = 0, proven: bool = True) -> None:
+        """Take a row that was read; a row that is here already changes nothing.
+
+        A keyed row that is not ``proven`` waits until ``prove`` is told of its ``read``: a smaller id of its key may
+        have become visible behind the reader's back.
+        """
+        if row.id in self._rows or row.id in self._confirmed:
             return
-        self._rows[row.id] = row
-        self._in_slot[row.slot] += 1
-        if row.ordering_key is None:
+        key = row.ordering_key
+        if key is None:
+            self._keep(row)
             self._ready[row.id] = row
             return
-        lane = self._lanes.get(row.ordering_key)
+        lane = self._lanes.get(key)
+        hot = self._hot.get(key)
+        if hot is not None and row.id > hot.tail:
+            return
+        if hot is None and lane is not None and len(lane) >= self.lane_room and row.id > lane[-1].id:
+            self._heat(HotKey(key, row.slot, lane[-1].id))
+            return
+        self._keep(row)
+        if not proven:
+            self._unproven[row.id] = read
         if lane is None:
-            self._lanes[row.ordering_key] = deque([row])
-            self._ready[row.id] = row
-            return
+            lane = self._lanes[key] = deque()
         position = len(lane)
-        while position > 1 and lane[position - 1].id > row.id:
-            position -= 1  # committed late, under a smaller id; the head may be on its way already
+        # Committed late, under a smaller id: before what has not left yet, behind what is on its way.
+        while position > 0 and lane[position - 1].id > row.id and self._may_wait(lane[position - 1]):
+            position -= 1
+        if position == 0 and lane:
+            self._ready.pop(lane[0].id, None)
         lane.insert(position, row)
+        if position == 0:
+            self._advance(lane)
+
+    def doubtful(self) -> list[tuple[str, int, int]]:
+        """The keys that have unproven rows, each with its slot and the largest id of these rows."""
+        keys: dict[str, tuple[str, int, int]] = {}
+        for row_id in self._unproven:
+            row = self._rows[row_id]
+            key = row.ordering_key or ""
+            keys[key] = (key, row.slot, max(row_id, keys.get(key, (key, 0, 0))[2]))
+        return list(keys.values())
+
+    def refill(self) -> list[tuple[HotKey, int]]:
+        """The hot keys whose lanes are half empty, each with the number of rows to read behind its tail."""
+        wanted = []
+        for hot in self._hot.values():
+            lane = self._lanes.get(hot.key)
+            left = len(lane) if lane is not None else 0
+            if left <= self.lane_room // 2:
+                wanted.append((hot, self.lane_room - left))
+        return wanted
+
+    def refilled(self, hot: HotKey, rows: Iterable[Row], *, reached: int, exhausted: bool) -> None:
+        """Take what followed the tail of a hot key, up to ``reached``; ``exhausted``: nothing more does."""
+        if self._hot.get(hot.key) != hot:
+            return  # it was forgotten meanwhile, and will be read anew
+        self._cool(hot.key)
+        for row in rows:
+            self.admit(row)
+        if not exhausted and hot.key not in self._hot:
+            self._heat(HotKey(hot.key, hot.slot, reached))
+
+    def prove(self, read: int) -> None:
+        """No earlier row was overlooked of what came with this read or one before it."""
+        for row_id, its_read in list(self._unproven.items()):
+            if its_read > read:
+                return
+            del self._unproven[row_id]
+            row = self._rows[row_id]
+            if (lane := self._lanes[row.ordering_key or ""])[0] is row:
+                self._advance(lane)
 
     def take(self, most: int, *, unless: Callable[[Row], bool]) -> list[Row]:
-        """Up to ``most`` rows to send now; they are out until ``done``, ``again`` or ``forget``.
+        """Up to ``most`` rows to send now; they are out until ``confirm``, ``again`` or ``forget``.
 
         Rows for which ``unless`` holds are forgotten with their lanes: they will be read again.
         """
@@ -86,6 +186,16 @@ class Pending:
         if row.id in self._rows:
             self._out.add(row.id)
 
+    def confirm(self, row: Row) -> None:
+        """The row is at the broker: the next of its lane may go. Its id stays known until ``deleted``."""
+        self._confirmed[row.id] = row.slot
+        self.done(row)
+
+    def deleted(self, ids: Iterable[int]) -> None:
+        """These confirmed rows are gone from the table."""
+        for row_id in ids:
+            self._confirmed.pop(row_id, None)
+
     def done(self, row: Row) -> None:
         """The row is settled for good: the next of its lane may go."""
         if row.id not in self._rows:
@@ -96,9 +206,9 @@ class Pending:
         lane = self._lanes[row.ordering_key]
         lane.popleft()
         if lane:
-            self._ready[lane[0].id] = lane[0]
-        else:
-            del self._lanes[row.ordering_key]
+            self._advance(lane)
+            return
+        del self._lanes[row.ordering_key]
 
     def again(self, row: Row) -> None:
         """The row has to be sent again, before anything that came after it."""
@@ -111,6 +221,7 @@ class Pending:
         """The row waits for its destination: it stays, those behind it in its lane are forgotten."""
         self._out.discard(row.id)
         if row.ordering_key is not None and row.id in self._rows:
+            self._cool(row.ordering_key)
             self._cut_behind(self._lanes[row.ordering_key])
 
     def forget(self, row: Row) -> None:
@@ -120,12 +231,15 @@ class Pending:
         if row.ordering_key is None:
             self._remove(row)
             return
+        self._cool(row.ordering_key)
         for waiting in self._lanes.pop(row.ordering_key):
             self._remove(waiting)
 
     def forget_slots(self, slots: Iterable[int]) -> None:
         """Drop all rows of these slots that are not out."""
         gone = set(slots)
+        for hot in [hot for hot in self._hot.values() if hot.slot in gone]:
+            self._cool(hot.key)
         for row in list(self._rows.values()):
             if row.slot not in gone or row.id not in self._rows or row.id in self._out:
                 continue
@@ -135,12 +249,52 @@ class Pending:
             else:
                 self.forget(row)
 
+    def forget_unproven(self) -> None:
+        """Drop the rows that are not proven, and what is behind them: they will be read again, from the beginning."""
+        while self._unproven:
+            row = self._rows[next(iter(self._unproven))]
+            key = row.ordering_key or ""
+            self._cool(key)
+            lane = self._lanes[key]
+            while row.id in self._unproven:
+                self._remove(lane.pop())
+            if not lane:
+                del self._lanes[key]
+
+    def _may_wait(self, row: Row) -> bool:
+        """Whether a row is neither on its way nor the probe of a held destination: those are always heads."""
+        lane = self._lanes[row.ordering_key or ""]
+        return lane[0] is not row or row.id in self._ready or row.id in self._unproven
+
+    def _advance(self, lane: deque[Row]) -> None:
+        """Let the head of a lane go, if it may: nothing of its key is out, and it is proven."""
+        head = lane[0]
+        if head.id in self._unproven or head.id in self._out:
+            return
+        self._ready[head.id] = head
+
+    def _heat(self, hot: HotKey) -> None:
+        self._hot[hot.key] = hot
+        self._hot_in_slot[hot.slot] += 1
+
+    def _cool(self, key: str) -> None:
+        hot = self._hot.pop(key, None)
+        if hot is not None:
+            self._hot_in_slot[hot.slot] -= 1
+
     def _cut_behind(self, lane: deque[Row]) -> None:
         while len(lane) > 1:
             self._remove(lane.pop())
 
+    def _keep(self, row: Row) -> None:
+        self._rows[row.id] = row
+        self._in_slot[row.slot] += 1
+        self.bytes += len(row.publish.body)
+
     def _remove(self, row: Row) -> None:
         del self._rows[row.id]
         self._ready.pop(row.id, None)
+        self._unproven.pop(row.id, None)
         self._out.discard(row.id)
         self._in_slot[row.slot] -= 1
+        self.bytes -= len(row.publish.body)

@@ -1,98 +1,206 @@
-"""From where each slot is read. Pure; the time comes in.
+"""How far each slot has been read, and from where it has to be looked over again. Pure; the time comes in.
 
 Ids are given when a row is written and become visible when its transaction commits, so a small id may appear late. A
-cursor would lose such a row (reliability D1). Therefore every read looks back over a trailing window of ten seconds,
-and once a minute, and whenever a held destination is released, each slot is swept from its beginning. Between the two,
-the low bound keeps a read from stepping over the dead rows of everything sent before (D9).
+cursor would lose such a row (reliability D1), and stepping over everything again at each read makes the dead rows of
+what was sent a cost of every read (D9). So there are three ways to read:
+
+- *forward*, from the frontier of each slot, at every read;
+- the *look-back* over (low, frontier], for rows that became visible behind the frontier. ``low`` is where the ids of a
+  slot ended WINDOW_SECONDS ago: below it are the rows of transactions that were open for longer than that since they
+  wrote. In a backlog ``low`` is ahead of the frontier, and there is nothing to look back at;
+- the *sweep* of everything up to the frontier, once a minute, for those.
+
+Look-back and sweep go piece by piece, each piece bounded in ids.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 10.0
 SWEEP_SECONDS = 60.0
 MARK_SECONDS = 1.0
+NO_END = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """What to read of one slot: at most ``room`` rows with ids above ``low``."""
+    """What to read of one slot: at most ``room`` rows with ids above ``low`` and up to ``high``."""
 
     slot: int
     low: int
     room: int
+    high: int = NO_END
+
+
+@dataclass(slots=True)
+class Round:
+    """One way through what was read before: of each slot what is left, from where to where.
+
+    ``began`` is the number of the last read before it: whatever was visible then is found by the end of the round.
+    """
+
+    left: dict[int, tuple[int, int]]
+    began: int
+    lows: Mapping[int, int] = field(default_factory=dict)
+
+    def ranges(self, room: Callable[[int], int], span: int) -> list[Range]:
+        """The next piece: of each slot that has room, ``span`` ids."""
+        return [
+            Range(slot, low, rows, min(low + span, high))
+            for slot, (low, high) in self.left.items()
+            if (rows := room(slot)) > 0
+        ]
+
+    def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> None:
+        """Take note of a piece."""
+        for each, reached in _reached(ranges, read, cut=cut):
+            if each.slot not in self.left:
+                continue
+            end = self.left[each.slot][1]
+            if reached >= end:
+                del self.left[each.slot]
+            else:
+                self.left[each.slot] = (reached, end)
 
 
 class Positions:
     """How far each slot has been read."""
 
     def __init__(self) -> None:
+        self.epoch = 0  # changes whenever what a read under way will bring is no longer what should be noted
         self._frontier: dict[int, int] = {}
-        self._marks: deque[tuple[float, dict[int, int]]] = deque()
         self._low: dict[int, int] = {}
-        self._sweeping: dict[int, int] = {}
-        self._swept_at = 0.0
-
-    @property
-    def sweeping(self) -> bool:
-        """Whether a sweep is under way."""
-        return bool(self._sweeping)
+        self._top: dict[int, int] = {}
+        self._marks: deque[tuple[float, dict[int, int]]] = deque()
+        self._look_back: Round | None = None
+        self._sweep: Round | None = None
+        self._swept_at: float | None = None
 
     def own(self, slots: Iterable[int]) -> None:
         """Slots that are new here are read from their beginning."""
         for slot in slots:
-            self._frontier[slot] = 0
-            self._low[slot] = 0
-            self._sweeping[slot] = 0
+            self._frontier[slot] = self._low[slot] = self._top[slot] = 0
+            self.epoch += 1
 
     def lose(self, slots: Iterable[int]) -> None:
         """Slots that are no longer ours are not read."""
         for slot in slots:
-            self._frontier.pop(slot, None)
-            self._low.pop(slot, None)
-            self._sweeping.pop(slot, None)
+            for known in (self._frontier, self._low, self._top):
+                known.pop(slot, None)
+            for each in (self._look_back, self._sweep):
+                if each is not None:
+                    each.left.pop(slot, None)
+            for _, tops in self._marks:
+                tops.pop(slot, None)
+            self.epoch += 1
 
-    def sweep(self) -> None:
-        """Read every slot from its beginning; what is in memory is left out by the read itself."""
-        self._sweeping = dict.fromkeys(self._frontier, 0)
+    def rewind(self) -> None:
+        """Read every slot from its beginning again, in order; what is in memory has to be left out by the read."""
+        self._frontier = dict.fromkeys(self._frontier, 0)
+        self._look_back = self._sweep = None
+        self.epoch += 1
 
-    def ranges(self, room: Callable[[int], int], now: float) -> list[Range]:
-        """What to read next, for the slots that have room."""
-        self._mark(now)
-        if now - self._swept_at >= SWEEP_SECONDS:
-            self._swept_at = now
-            self.sweep()
+    # -- where the ids end ---------------------------------------------------------------------------------------------
+
+    def mark_due(self, now: float) -> bool:
+        """Whether it is time to ask where the ids of each slot end."""
+        if not self._marks or now - self._marks[-1][0] >= MARK_SECONDS:
+            return bool(self._frontier)
+        return self._frontier.keys() != self._marks[-1][1].keys()
+
+    @property
+    def tops(self) -> list[tuple[int, int]]:
+        """The slots, each with the id above which to look for the end of its ids."""
+        return [(slot, max(top, self._frontier[slot])) for slot, top in self._top.items()]
+
+    def mark(self, found: Iterable[tuple[int, int]], asked: float) -> None:
+        """Take note where the ids of the slots ended at the time ``asked``; ``found`` are those with new ids."""
+        self._top = dict(self.tops)
+        self._top.update((slot, top) for slot, top in found if slot in self._top)
+        self._marks.append((asked, dict(self._top)))
+
+    # -- forward -------------------------------------------------------------------------------------------------------
+
+    def forward(self, room: Callable[[int], int], span: int | None) -> list[Range]:
+        """What to read next, for the slots that have room.
+
+        ``span`` bounds the ids of a read that leaves out rows, and might step over millions. Above the known end of a
+        slot's ids there is no bound: the frontier must not pass ids that do not exist yet.
+        """
         return [
-            Range(slot, self._sweeping.get(slot, self._low[slot]), rows)
-            for slot in self._frontier
+            Range(
+                slot, low, rows, NO_END if span is None or low >= self._top[slot] else min(low + span, self._top[slot])
+            )
+            for slot, low in self._frontier.items()
             if (rows := room(slot)) > 0
         ]
 
-    def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> None:
-        """Take note of a read: ``read`` are its (slot, id) pairs; ``cut``: not all that was there came back."""
-        last: dict[int, int] = {}
-        count: dict[int, int] = {}
-        for slot, row_id in read:
-            last[slot] = max(last.get(slot, 0), row_id)
-            count[slot] = count.get(slot, 0) + 1
-        for each in ranges:
-            if each.slot not in self._frontier:
-                continue
-            reached = last.get(each.slot, each.low)
-            self._frontier[each.slot] = max(self._frontier[each.slot], reached)
-            if each.slot in self._sweeping:
-                if count.get(each.slot, 0) < each.room and not cut:
-                    del self._sweeping[each.slot]
-                else:
-                    self._sweeping[each.slot] = reached
+    def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> bool:
+        """Take note of a read: ``read`` are its (slot, id) pairs; ``cut``: not all that was there came back.
 
-    def _mark(self, now: float) -> None:
-        if not self._marks or now - self._marks[-1][0] >= MARK_SECONDS:
-            self._marks.append((now, dict(self._frontier)))
-        while self._marks and now - self._marks[0][0] >= WINDOW_SECONDS:
-            _, frontier = self._marks.popleft()
-            for slot in self._low:
-                self._low[slot] = max(self._low[slot], min(frontier.get(slot, 0), self._frontier[slot]))
+        Whether any frontier moved.
+        """
+        moved = False
+        for each, reached in _reached(ranges, read, cut=cut):
+            if reached > self._frontier.get(each.slot, reached):
+                self._frontier[each.slot] = reached
+                moved = True
+        return moved
+
+    def open(self, slot: int) -> bool:
+        """Whether rows may still become visible behind the frontier, by transactions younger than the window."""
+        return self._low[slot] < self._frontier[slot]
+
+    def low(self, slot: int) -> int:
+        """From where rows may still become visible."""
+        return self._low[slot]
+
+    # -- back ----------------------------------------------------------------------------------------------------------
+
+    def look_back(self, read: int, now: float) -> Round:
+        """The round over the window that is under way, or a new one; ``read`` is the number of the last read."""
+        if self._look_back is None:
+            while len(self._marks) > 1 and now - self._marks[1][0] >= WINDOW_SECONDS:
+                self._marks.popleft()
+            lows = self._marks[0][1] if self._marks and now - self._marks[0][0] >= WINDOW_SECONDS else {}
+            left = {slot: (self._low[slot], high) for slot, high in self._frontier.items() if self._low[slot] < high}
+            self._look_back = Round(left, read, lows)
+        return self._look_back
+
+    def looked_back(self) -> int:
+        """The round over the window is complete: the window moves on. The number of the last read before the round.
+
+        Of the rows of that read and of those before, none has an overlooked predecessor: one that became visible
+        before such a row did was there when the round began.
+        """
+        done, self._look_back = self._look_back, None
+        assert done is not None
+        for slot in self._low:
+            self._low[slot] = max(self._low[slot], done.lows.get(slot, 0))
+        return done.began
+
+    def sweep(self, now: float) -> Round | None:
+        """The sweep that is under way, or due; None between two sweeps."""
+        if self._swept_at is None:
+            self._swept_at = now
+        if self._sweep is None and now - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = now
+            self._sweep = Round({slot: (0, high) for slot, high in self._frontier.items() if high}, 0)
+        if self._sweep is not None and not self._sweep.left:
+            self._sweep = None
+        return self._sweep
+
+
+def _reached(ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> Iterable[tuple[Range, int]]:
+    """Up to which id each range was read for good: to its end, unless it was full or the read was cut."""
+    last: dict[int, int] = {}
+    count: dict[int, int] = {}
+    for slot, row_id in read:
+        last[slot] = max(last.get(slot, 0), row_id)
+        count[slot] = count.get(slot, 0) + 1
+    for each in ranges:
+        whole = count.get(each.slot, 0) < each.room and not cut and each.high != NO_END
+        yield each, each.high if whole else last.get(each.slot, each.low)

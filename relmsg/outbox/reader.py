@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any
 
 from relmsg.clock import Clock
 from relmsg.errors import InvalidMessage
 from relmsg.failpoint import reach
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.metrics import RelayMetrics
+from relmsg.outbox.pace import Pace
 from relmsg.outbox.pending import Pending
-from relmsg.outbox.positions import Positions
-from relmsg.outbox.row import row_of
+from relmsg.outbox.positions import Positions, Range, Round
+from relmsg.outbox.row import Row, row_of
 from relmsg.outbox.store import MOST_BYTES, OutboxStore
 
-READ_AHEAD = 4  # batches held in memory at most
+READ_AHEAD = 8  # batches held in memory at most
 LEAST_PER_SLOT = 16
+MOST_OVERLOOKED = 16  # rows of one key
 
 Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
 
@@ -23,8 +27,14 @@ Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
 class Reader:
     """Keeps the rows in memory filled up from the slots that may be read.
 
-    Memory is bound: READ_AHEAD batches in all, each slot its share of them (LEAST_PER_SLOT rows, where that is more),
-    MOST_BYTES a read.
+    Memory is bound: READ_AHEAD batches in all, each slot its share of them (LEAST_PER_SLOT rows, where that is more), a
+    key half of that, and as much again for hot keys and for rows that were committed late. No read is begun above
+    MOST_BYTES, and none brings more than that.
+
+    A row that was committed late is found by the next look-back: at the next poll while a look-back takes less than
+    2 ms, otherwise it takes a tenth of the time, so after ten times what it takes to look over the rows of the last ten
+    seconds, dead ones included. A row whose transaction was open for longer than that is found by the sweep, a minute
+    later at most, or as much later as a tenth of the time needs for the whole table.
     """
 
     def __init__(
@@ -47,12 +57,19 @@ class Reader:
         self._park = park
         self._metrics = metrics
         self._clock = clock
-        self._batch = batch
+        self._capacity = READ_AHEAD * batch
+        self._enough = 2 * batch
         self._max_body_bytes = max_body_bytes
+        self._forward_pace, self._back_pace, self._sweep_pace = Pace(), Pace(), Pace()
+        self._check_pace = Pace(share=0.5)
+        self._number = 0
+        self._share = 0
         self.slots: frozenset[int] = frozenset()
 
     def follow(self, slots: frozenset[int]) -> None:
         """Read these slots from now on: new ones from their beginning; rows of those that are gone are forgotten."""
+        if slots == self.slots:
+            return
         gone, new = self.slots - slots, slots - self.slots
         if gone:
             for hold in self._holds.forget_slots(gone):
@@ -61,31 +78,159 @@ class Reader:
             self._positions.lose(gone)
         self._positions.own(new)
         self.slots = slots
+        self._share = max(LEAST_PER_SLOT, self._capacity // max(1, len(slots)))
+        self._pending.lane_room = self._share // 2
 
-    async def read(self) -> int:
-        """Read what there is room for; how many rows came.
+    async def read(self) -> bool:
+        """Read what there is room for; whether there may be more.
 
-        :raises DatabaseAway: nothing was read.
+        :raises DatabaseAway: what was not read will be.
         """
-        capacity = READ_AHEAD * self._batch
-        if not self.slots or self._pending.ready >= self._batch or len(self._pending) >= capacity:
-            return 0
-        share = max(LEAST_PER_SLOT, capacity // len(self.slots))
-        ranges = self._positions.ranges(lambda slot: share - self._pending.in_slot(slot), self._clock.monotonic())
+        if not self.slots:
+            return False
+        now = self._clock.monotonic()
+        if self._positions.mark_due(now):
+            self._positions.mark(await self._store.tops(self._positions.tops), now)
+        more = False
+        if self._pending.ready < self._enough and self._pending.bytes < MOST_BYTES:
+            more = await self._refill() | await self._forward()
+        late = await self._look_back()
+        if self._pending.unproven:
+            late |= await self._prove()
+        return await self._sweep() or late or more
+
+    # -- three ways to read, and a fourth for hot keys -----------------------------------------------------------------
+
+    async def _forward(self) -> bool:
+        leaves_out = len(self._holds) > 0 or bool(self._pending.hot)
+        ranges = self._positions.forward(self._room, self._forward_pace.span if leaves_out else None)
         if not ranges:
-            return 0
+            return False
+        proven = {each.slot for each in ranges if not self._positions.open(each.slot)}
+        began = self._clock.monotonic()
         with self._metrics.reads.time():
-            records = await self._store.read(ranges, self._pending.ids, list(self._holds))
+            records = await self._fetch(ranges)
+        if records is None:
+            return True
+        if leaves_out:
+            now = self._clock.monotonic()
+            self._forward_pace.spent(now - began, now)
+        moved = self._positions.seen(ranges, _places(records), cut=_cut(records))
+        await self._admit(records, proven)
+        return moved
+
+    async def _refill(self) -> bool:
+        wanted = [(hot, rows) for hot, rows in self._pending.refill() if self._late_room(hot.slot) >= rows]
+        if not wanted:
+            return False
+        before = self._holds.version, self._positions.epoch
+        records = await self._store.refill(wanted, list(self._holds))
+        if before != (self._holds.version, self._positions.epoch):
+            return True
+        cut = _cut(records)
+        rows, malformed = self._rows(records)
+        for hot, most in wanted:
+            ids = [record["id"] for record in records if record["ordering_key"] == hot.key]
+            mine = [row for row in rows if row.ordering_key == hot.key]
+            reached = max(ids, default=hot.tail)
+            self._pending.refilled(hot, mine, reached=reached, exhausted=len(ids) < most and not cut)
+        await self._set_aside(malformed)
+        return bool(records)
+
+    async def _look_back(self) -> bool:
+        now = self._clock.monotonic()
+        if not self._back_pace.due(now):
+            return False
+        round_ = self._positions.look_back(self._number, now)
+        late = await self._piece(round_, self._back_pace) if round_.left else False
+        if not round_.left and round_ is self._positions.look_back(self._number, now):
+            self._pending.prove(self._positions.looked_back())
+        return late
+
+    async def _prove(self) -> bool:
+        """Where a look-back costs too much to be made at each read: look for earlier rows of the doubtful keys only."""
+        if not self._check_pace.due(began := self._clock.monotonic()):
+            return False
+        number = self._number
+        keys = [(key, self._positions.low(slot), high) for key, slot, high in self._pending.doubtful()]
+        known = self._pending.known_above(dict.fromkeys(self.slots, min(low for _, low, _ in keys)))
+        before = self._holds.version, self._positions.epoch
+        records = await self._store.overlooked(keys, known, list(self._holds), most=MOST_OVERLOOKED)
+        if before != (self._holds.version, self._positions.epoch):
+            return True
+        now = self._clock.monotonic()
+        self._check_pace.spent(now - began, now)
+        await self._admit(records, self.slots)
+        if max(Counter(record["ordering_key"] for record in records).values(), default=0) < MOST_OVERLOOKED:
+            self._pending.prove(number)
+        return bool(records)
+
+    async def _sweep(self) -> bool:
+        now = self._clock.monotonic()
+        round_ = self._positions.sweep(now)
+        return round_ is not None and self._sweep_pace.due(now) and await self._piece(round_, self._sweep_pace)
+
+    async def _piece(self, round_: Round, pace: Pace) -> bool:
+        ranges = round_.ranges(self._late_room, pace.span)
+        if not ranges or self._pending.bytes >= 2 * MOST_BYTES:
+            return False
+        began = self._clock.monotonic()
+        with self._metrics.looks_back.time():
+            records = await self._fetch(ranges)
+        if records is None:
+            return True
+        now = self._clock.monotonic()
+        pace.spent(now - began, now)
+        round_.seen(ranges, _places(records), cut=_cut(records))
+        await self._admit(records, frozenset())
+        return bool(records)
+
+    # -- what all of them share ----------------------------------------------------------------------------------------
+
+    def _room(self, slot: int) -> int:
+        return 0 if self._pending.crowded(slot) else self._share - self._pending.in_slot(slot)
+
+    def _late_room(self, slot: int) -> int:
+        """For what does not come forward: a slot that is full of other rows must not keep it out."""
+        return 2 * self._share - self._pending.in_slot(slot)
+
+    async def _fetch(self, ranges: Sequence[Range]) -> Sequence[Any] | None:
+        """The records; None when the read was told something that is no longer true: then nothing was read."""
+        self._number += 1
+        known = self._pending.known_above({each.slot: each.low for each in ranges})
+        before = self._holds.version, self._positions.epoch
+        records = await self._store.read(ranges, known, self._pending.hot, list(self._holds))
+        if before != (self._holds.version, self._positions.epoch):
+            return None
         if records:
             reach("relay.after_read")
-        cut = sum(len(record["body"]) for record in records) >= MOST_BYTES
-        self._positions.seen(ranges, ((record["slot"], record["id"]) for record in records), cut=cut)
+        return records
+
+    async def _admit(self, records: Sequence[Any], proven: Collection[int]) -> None:
+        rows, malformed = self._rows(records)
+        for row in rows:
+            self._pending.admit(row, read=self._number, proven=row.slot in proven)
+        await self._set_aside(malformed)
+
+    def _rows(self, records: Sequence[Any]) -> tuple[list[Row], list[tuple[int, str]]]:
+        rows: list[Row] = []
         malformed: list[tuple[int, str]] = []
         for record in records:
             try:
-                self._pending.admit(row_of(record, max_body_bytes=self._max_body_bytes))
+                rows.append(row_of(record, max_body_bytes=self._max_body_bytes))
             except InvalidMessage as error:
                 malformed.append((record["id"], f"cannot be sent: {error}"))
+        return rows, malformed
+
+    async def _set_aside(self, malformed: Sequence[tuple[int, str]]) -> None:
+        """Last of all: while it waits for the database, what was read may cease to be true."""
         if malformed:
             await self._park(malformed)
-        return len(records)
+
+
+def _places(records: Sequence[Any]) -> list[tuple[int, int]]:
+    return [(record["slot"], record["id"]) for record in records]
+
+
+def _cut(records: Sequence[Any]) -> bool:
+    return sum(len(record["body"]) for record in records) >= MOST_BYTES

@@ -14,8 +14,8 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -23,17 +23,19 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
-from relmsg.errors import BrokerAway, DatabaseAway
+from relmsg.errors import DatabaseAway
 from relmsg.migrate import require_current
+from relmsg.outbox.deletes import RETRY_SECONDS, Deletes
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.listen import Listener
 from relmsg.outbox.metrics import Progress, RelayMetrics
+from relmsg.outbox.outage import Outage
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
 from relmsg.outbox.reader import Reader
-from relmsg.outbox.row import Row
+from relmsg.outbox.sender import Sender
 from relmsg.outbox.settle import Settler
 from relmsg.outbox.slots import Slots
 from relmsg.outbox.store import OutboxStore
@@ -41,7 +43,7 @@ from relmsg.settings import Settings
 
 log = logging.getLogger(__name__)
 
-BATCHES_IN_FLIGHT = 2  # the second is encoded and written while the broker works on the first
+MEASURE_DEADLINE = 600.0
 
 
 class Relay:
@@ -72,15 +74,16 @@ class Relay:
         self._beat_at = self._clock.monotonic()
         self._pending = Pending()
         self._holds = Holds(chance)
-        self._wake = asyncio.Event()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._happened = asyncio.Event()
+        self._hinted = False
         self.started = asyncio.Event()
         self._failure: BaseException | None = None
-        self._trouble: str | None = "starting"
+        self._database = Outage("PostgreSQL")
 
     def wake(self) -> None:
         """Look for new rows now instead of at the next poll; safe to call at any time from the event loop."""
-        self._wake.set()
+        self._hinted = True
+        self._happened.set()
 
     def live(self) -> str | None:
         """None while the relay's loop turns, otherwise what is wrong; the process should then be restarted."""
@@ -89,8 +92,10 @@ class Relay:
 
     def ready(self) -> str | None:
         """None while messages move or none waits, otherwise what is wrong."""
-        if self._trouble is not None:
-            return self._trouble
+        if not self.started.is_set():
+            return "starting"
+        if self._database.reason is not None:
+            return self._database.reason
         if self._progress.stalled(self._clock.monotonic()):
             reasons = "; ".join(f"{hold.destination}: {hold.reason}" for hold in self._holds)
             return f"{self._progress.backlog} messages wait and none gets through. {reasons}".strip()
@@ -114,9 +119,13 @@ class Relay:
             publishing = await stack.enter_async_context(self._connect("publish"))
             probing = await stack.enter_async_context(self._connect("probe"))
             self._assemble(stack, engine, publishing, probing)
-            self._trouble = None
             self.started.set()
-            works = [self._duties.keep_slots(), self._duties.measure(), self._settler.keep_probing()]
+            works = [
+                self._duties.keep_slots(),
+                self._duties.measure(),
+                self._settler.keep_probing(),
+                self._deletes.keep_deleting(),
+            ]
             if settings.listen:
                 listener = Listener(engine, self.wake, schema=settings.schema, hints=self.metrics.hints)
                 works.append(listener.run())
@@ -128,7 +137,7 @@ class Relay:
                 await self._drain()
                 self._raise_failure()
             finally:
-                left = (*duties, *self._sending)
+                left = (*duties, *self._sender.tasks)
                 for task in left:
                     task.cancel()
                 await asyncio.gather(*left, return_exceptions=True)
@@ -142,10 +151,13 @@ class Relay:
         self, stack: AsyncExitStack, engine: AsyncEngine, publishing: Connection, probing: Connection
     ) -> None:
         settings = self._settings
-        reader, writer, keeper = Driver(engine), Driver(engine), Driver(engine, deadline=settings.lease / 3)
-        for driver in (reader, writer, keeper):
+        outage = self._database
+        reader, writer = Driver(engine, outage=outage), Driver(engine, outage=outage)
+        measurer = Driver(engine, deadline=MEASURE_DEADLINE, outage=outage)
+        keeper = Driver(engine, deadline=settings.lease / 3, outage=outage)
+        for driver in (reader, writer, measurer, keeper):
             stack.push_async_callback(driver.close)
-        self._store = OutboxStore(reader, writer, schema=settings.schema)
+        self._store = OutboxStore(reader, writer, measurer, schema=settings.schema)
         self._slots = Slots(
             keeper,
             schema=settings.schema,
@@ -157,17 +169,27 @@ class Relay:
         )
         self._channel = ConfirmChannel(publishing, window=settings.window, deadline=settings.confirm_deadline)
         positions = Positions()
+        self._deletes = Deletes(self._store, self._pending, progress=self._progress, clock=self._clock)
         self._settler = Settler(
             self._store,
             self._pending,
             positions,
             self._holds,
+            self._deletes,
             probing,
             metrics=self.metrics,
-            progress=self._progress,
             clock=self._clock,
             deadline=settings.confirm_deadline,
             wake=self.wake,
+        )
+        self._sender = Sender(
+            self._channel,
+            self._pending,
+            self._holds,
+            self._settler,
+            batch=settings.batch,
+            clock=self._clock,
+            ended=self._ended,
         )
         self._reader = Reader(
             self._store,
@@ -193,56 +215,62 @@ class Relay:
         )
 
     async def _relay(self, stop: asyncio.Event) -> None:
-        stopped = asyncio.ensure_future(stop.wait())
+        """The loop: send what is ready, read on, sleep until something happens."""
+        stopped = asyncio.create_task(self._wake_on(stop))
         pause = self._settings.poll_min
+        read_at = 0.0
         try:
             while not stop.is_set():
-                self._beat_at = self._clock.monotonic()
-                self._wake.clear()
+                self._beat_at = now = self._clock.monotonic()
+                self._happened.clear()
                 self._raise_failure()
                 self._reader.follow(self._duties.readable)
                 self.metrics.slots.set(len(self._reader.slots))
                 self.metrics.held.set(len(self._holds))
-                found = await self._read()
                 sent = self._send()
-                pause = self._settings.poll_min if found or sent else min(pause * 2, self._settings.poll_max)
-                woken = asyncio.ensure_future(self._wake.wait())
-                await asyncio.wait({stopped, woken}, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
+                if now >= read_at or self._hinted:
+                    self._hinted = False
+                    more = await self._read()
+                    sent += self._send()
+                    pause = self._settings.poll_min if more or sent else min(pause * 2, self._settings.poll_max)
+                    read_at = 0.0 if more else self._clock.monotonic() + pause
+                elif sent:
+                    pause = self._settings.poll_min
+                    read_at = min(read_at, now + pause)
+                await self._sleep(read_at)
         finally:
             stopped.cancel()
 
-    async def _read(self) -> int:
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._happened.set()
+
+    async def _sleep(self, until: float) -> None:
+        pause = until - self._clock.monotonic()
+        if pause <= 0:
+            await asyncio.sleep(0)
+            return
+        with suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._happened.wait()
+
+    async def _read(self) -> bool:
         if not self._slots.owned:
-            return 0
+            return False
         try:
-            found = await self._reader.read()
-        except DatabaseAway as error:
-            self._trouble = str(error)
-            log.warning("%s; trying again", error)
-            await self._clock.sleep(0.5)
-            return 0
-        self._trouble = None
-        return found
+            more = await self._reader.read()
+        except DatabaseAway:
+            await self._clock.sleep(RETRY_SECONDS)
+            return False
+        return more
 
     def _send(self) -> int:
-        sent = 0
-        while self._pending.ready and len(self._sending) < BATCHES_IN_FLIGHT and self._slots.owned:
-            if self._settler.isolating:
-                break
-            rows = self._pending.take(self._settings.batch, unless=lambda row: self._holds.covers(row.destination))
-            if not rows:
-                break
-            task = asyncio.create_task(self._publish(rows))
-            self._sending.add(task)
-            task.add_done_callback(self._sending.discard)
-            task.add_done_callback(self._ended)
-            sent += len(rows)
+        sent = self._sender.send() if self._slots.owned else 0
         self.metrics.in_flight.set(self._channel.unconfirmed)
         return sent
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self._wake.set()
+        self._happened.set()
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
 
@@ -251,20 +279,11 @@ class Relay:
         if self._failure is not None:
             raise self._failure
 
-    async def _publish(self, rows: Sequence[Row]) -> None:
-        try:
-            receipts = await self._channel.publish([row.publish for row in rows])
-        except BrokerAway as error:
-            log.warning("%s; nothing was sent, trying again", error)
-            for row in reversed(rows):
-                self._pending.again(row)
-            await self._clock.sleep(0.25)
-        else:
-            await self._settler.settle(rows, receipts, alone=False)
-
     async def _drain(self) -> None:
-        if self._sending:
-            await asyncio.wait(set(self._sending), timeout=self._settings.drain)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain):
+                await self._sender.finished()
+                await self._deletes.finished()
 
     async def _resign(self) -> None:
         try:

@@ -11,10 +11,10 @@ from relmsg.broker.connection import Connection
 from relmsg.broker.receipt import Nacked, NotConfirmed, Receipt, Unknown
 from relmsg.clock import Clock
 from relmsg.errors import BrokerAway, DatabaseAway
-from relmsg.failpoint import reach
 from relmsg.outbox.consequence import ABOUT_THE_EXCHANGE, Consequence, consequence
+from relmsg.outbox.deletes import RETRY_SECONDS, Deletes
 from relmsg.outbox.holds import Hold, Holds
-from relmsg.outbox.metrics import Progress, RelayMetrics
+from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
 from relmsg.outbox.row import Destination, Row
@@ -38,10 +38,10 @@ class Settler:
         pending: Pending,
         positions: Positions,
         holds: Holds,
+        deletes: Deletes,
         alone: Connection,
         *,
         metrics: RelayMetrics,
-        progress: Progress,
         clock: Clock,
         deadline: float,
         wake: Callable[[], None],
@@ -50,9 +50,9 @@ class Settler:
         self._pending = pending
         self._positions = positions
         self._holds = holds
+        self._deletes = deletes
         self._alone = alone
         self._metrics = metrics
-        self._progress = progress
         self._clock = clock
         self._deadline = deadline
         self._wake = wake
@@ -90,7 +90,8 @@ class Settler:
                 case Consequence.PARK:
                     await self.park([(row.id, f"the broker refused it when it was sent alone: {_why(receipt)}")])
                     self._pending.done(row)
-        await self._delete(confirmed)
+        if confirmed:
+            self._deletes.add(confirmed[::-1])
         if suspects:
             await self._isolate(suspects[::-1], about_exchange=about_exchange)
 
@@ -128,7 +129,8 @@ class Settler:
             await self.settle([hold.row], [receipt], alone=True)
         if hold.destination not in self._holds:
             # What was passed by while it was held is read now, from the beginning and in order.
-            self._positions.sweep()
+            self._pending.forget_unproven()
+            self._positions.rewind()
             self._wake()
 
     async def _isolate(self, suspects: Sequence[Row], *, about_exchange: bool) -> None:
@@ -179,24 +181,13 @@ class Settler:
         attempts = 1 if isinstance(receipt, Nacked) else 0
         await self._surely(lambda: self._store.note(row, hold.reason, attempts=attempts))
 
-    async def _delete(self, rows: Sequence[Row]) -> None:
-        if not rows:
-            return
-        reach("relay.before_delete")
-        await self._surely(lambda: self._store.delete(row.id for row in rows))
-        reach("relay.after_delete")
-        self._progress.moved(self._clock.monotonic())
-        for row in reversed(rows):
-            self._pending.done(row)
-
     async def _surely(self, write: Callable[[], Awaitable[None]]) -> None:
         """Write, again and again, until the database has taken it: the broker's answer is known and stays true."""
         while True:
             try:
                 await write()
-            except DatabaseAway as error:
-                log.warning("%s; trying again", error)
-                await self._clock.sleep(0.5)
+            except DatabaseAway:
+                await self._clock.sleep(RETRY_SECONDS)
             else:
                 return
 

@@ -3,51 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Hold
+from relmsg.outbox.pending import HotKey
 from relmsg.outbox.positions import Range
 from relmsg.outbox.row import Row
 from relmsg.schema import quoted
 
+# What the relay takes of a row.
+COLUMNS = """o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing_key, o.ordering_key,
+                  o.headers::text AS headers, o.content_type, o.content_encoding, o.correlation_id, o.reply_to,
+                  o.body, coalesce(o.occurred_at, o.created_at) AS sent_time,
+                  ceil(extract(epoch FROM o.expires_at - clock_timestamp()) * 1000)::bigint AS expires_ms"""
+
 # read: the next rows of each slot, in id order, a few from every slot, so that a busy key fills only its own share.
-# No lock is taken: the slots are leased, and rows never change while they wait. Ids in memory are left out; rows for
-# held destinations are passed by inside the database, so that a million of them costs a scan and no transfer.
+# No lock is taken: the slots are leased, and rows never change while they wait. What is left out is left out inside the
+# database, so that a million held rows costs scans and no transfer; ``high`` bounds the scan where that could be many.
 # The running sum of sizes bounds memory; the first row always comes through.
 READ = """
 SELECT * FROM (
     SELECT m.*, sum(octet_length(m.body)) OVER (ORDER BY m.id) - octet_length(m.body) AS bytes_before
-      FROM unnest($1::smallint[], $2::bigint[], $3::int[]) AS s(slot, low, room)
+      FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::int[]) AS s(slot, low, high, room)
      CROSS JOIN LATERAL (
-           SELECT o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing_key, o.ordering_key,
-                  o.headers::text AS headers, o.content_type, o.content_encoding, o.correlation_id, o.reply_to,
-                  o.body, coalesce(o.occurred_at, o.created_at) AS sent_time,
-                  ceil(extract(epoch FROM o.expires_at - clock_timestamp()) * 1000)::bigint AS expires_ms
+           SELECT {columns}
              FROM {outbox_message} AS o
-            WHERE o.slot = s.slot AND o.id > s.low AND o.parked_at IS NULL
-              AND o.id <> ALL ($4::bigint[]) {careful}
+            WHERE o.slot = s.slot AND o.id > s.low AND o.id <= s.high AND o.parked_at IS NULL {unless}
             ORDER BY o.id
             LIMIT s.room) AS m) AS page
  WHERE bytes_before < $5
  ORDER BY id
 """
 
-# held: whether a row is for a destination that waits.
-HELD = """
-({row}.exchange = ANY ($6::text[])
- OR EXISTS (SELECT FROM unnest($7::text[], $8::text[]) AS h(exchange, routing_key)
-             WHERE h.exchange = {row}.exchange AND h.routing_key = {row}.routing_key))
+# refill: what follows in these keys alone, by the index on (ordering_key, id).
+REFILL = """
+SELECT * FROM (
+    SELECT m.*, sum(octet_length(m.body)) OVER (ORDER BY m.id) - octet_length(m.body) AS bytes_before
+      FROM unnest($1::text[], $2::bigint[], $3::int[]) AS s(ordering_key, low, room)
+     CROSS JOIN LATERAL (
+           SELECT {columns}
+             FROM {outbox_message} AS o
+            WHERE o.ordering_key = s.ordering_key AND o.id > s.low AND o.parked_at IS NULL {unless}
+            ORDER BY o.id
+            LIMIT s.room) AS m) AS page
+ WHERE bytes_before < $4
+ ORDER BY id
 """
 
-# careful: what a read adds while destinations are held. Nothing may overtake an earlier row of its key that waits for
-# one of them, in the table or as the probe in memory.
-CAREFUL = """
+# overlooked: rows of these keys that became visible behind the reader's back, by the index on (ordering_key, id).
+OVERLOOKED = """
+SELECT m.*
+  FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS s(ordering_key, low, high)
+ CROSS JOIN LATERAL (
+       SELECT {columns}
+         FROM {outbox_message} AS o
+        WHERE o.ordering_key = s.ordering_key AND o.id > s.low AND o.id < s.high AND o.parked_at IS NULL {unless}
+        ORDER BY o.id
+        LIMIT $4) AS m
+ ORDER BY m.id
+"""
+
+# unless known: the rows in memory. NOT IN of a subquery is hashed on every version; ``<> ALL`` only since 15.
+UNLESS_KNOWN = "AND o.id NOT IN (SELECT unnest({known}::bigint[]))"
+
+# unless hot: the rows of a hot key behind its tail are read by refill.
+UNLESS_HOT = """
+              AND (o.ordering_key IS NULL OR o.ordering_key NOT IN (SELECT unnest({keys}::text[]))
+                   OR o.id <= (SELECT h.tail FROM unnest({keys}::text[], {tails}::bigint[]) AS h(ordering_key, tail)
+                                WHERE h.ordering_key = o.ordering_key))"""
+
+# held: whether a row is for a destination that waits. IN of a subquery is hashed: a thousand holds cost as one.
+HELD = """({row}.exchange = ANY ({exchanges}::text[])
+                   OR ({row}.exchange, {row}.routing_key)
+                      IN (SELECT * FROM unnest({pairs}::text[], {routing}::text[])))"""
+
+# unless held: nothing may overtake an earlier row of its key that waits for a held destination, in the table or as the
+# probe in memory.
+UNLESS_HELD = """
               AND NOT {o_held}
-              AND (o.ordering_key IS NULL OR (o.ordering_key <> ALL ($9::text[]) AND NOT EXISTS (
+              AND (o.ordering_key IS NULL OR (o.ordering_key NOT IN (SELECT unnest({probes}::text[])) AND NOT EXISTS (
                       SELECT FROM {outbox_message} AS e
-                       WHERE e.ordering_key = o.ordering_key AND e.id < o.id AND e.parked_at IS NULL AND {e_held})))
+                       WHERE e.ordering_key = o.ordering_key AND e.id < o.id AND e.parked_at IS NULL AND {e_held})))"""
+
+# tops: where the ids of each slot end, for those that go on beyond what was known.
+TOPS = """
+SELECT s.slot, t.id
+  FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, top)
+ CROSS JOIN LATERAL (
+       SELECT o.id FROM {outbox_message} AS o
+        WHERE o.slot = s.slot AND o.id > s.top AND o.parked_at IS NULL
+        ORDER BY o.id DESC
+        LIMIT 1) AS t
 """
 
 # delete: what this relay saw confirmed is in the broker, whoever owns the slot by now.
@@ -62,60 +109,115 @@ UPDATE {outbox_message} AS o SET parked_at = clock_timestamp(), attempts = o.att
 # note: why a destination is held, told on its probe row only: one dead row version a probe, not one a message.
 NOTE = "UPDATE {outbox_message} SET last_error = $2, attempts = attempts + $3::int WHERE id = $1"
 
-# measure: what waits in these slots. One pass over the index of waiting rows.
-MEASURE = """
-SELECT count(*) AS backlog,
-       coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 AS oldest_seconds,
-       (SELECT count(*) FROM {outbox_message} WHERE parked_at IS NOT NULL) AS parked
+# oldest: age and number of the first row of each slot. Ids are given as rows are written, so the first row of a slot is
+# its oldest, give or take the length of a transaction; no other row is looked at.
+OLDEST = """
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min(f.created_at)), 0)::float8 AS oldest_seconds,
+       count(*) AS slots_waiting
+  FROM unnest($1::smallint[]) AS s(slot)
+ CROSS JOIN LATERAL (
+       SELECT o.created_at FROM {outbox_message} AS o
+        WHERE o.slot = s.slot AND o.parked_at IS NULL
+        ORDER BY o.id
+        LIMIT 1) AS f
+"""
+
+# count: one pass over the index of waiting rows, and one over that of parked ones.
+COUNT = """
+SELECT count(*) AS backlog, (SELECT count(*) FROM {outbox_message} WHERE parked_at IS NOT NULL) AS parked
   FROM {outbox_message} WHERE parked_at IS NULL AND slot = ANY ($1::smallint[])
 """
 
 MOST_BYTES = 32 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What waits."""
-
-    backlog: int
-    oldest_seconds: float
-    parked: int
-
-
 class OutboxStore:
     """The outbox table, as the relay sees it."""
 
-    def __init__(self, reader: Driver, writer: Driver, *, schema: str) -> None:
+    def __init__(self, reader: Driver, writer: Driver, measurer: Driver, *, schema: str) -> None:
         self._reader = reader
         self._writer = writer
-        names = {"outbox_message": quoted(schema, "outbox_message")}
-        self._read = READ.format(careful="", **names)
-        careful = CAREFUL.format(o_held=HELD.format(row="o"), e_held=HELD.format(row="e"), **names)
-        self._read_carefully = READ.format(careful=careful, **names)
-        self._delete = DELETE.format(**names)
-        self._park = PARK.format(**names)
-        self._note = NOTE.format(**names)
-        self._measure = MEASURE.format(**names)
+        self._measurer = measurer
+        self._names = {"outbox_message": quoted(schema, "outbox_message")}
+        self._tops = TOPS.format(**self._names)
+        self._delete = DELETE.format(**self._names)
+        self._park = PARK.format(**self._names)
+        self._note = NOTE.format(**self._names)
+        self._oldest = OLDEST.format(**self._names)
+        self._count = COUNT.format(**self._names)
 
-    async def read(self, ranges: Sequence[Range], known: Sequence[int], holds: Sequence[Hold]) -> Sequence[Any]:
-        """The records of these ranges, without the ``known`` ids and those that must wait for a hold, in id order."""
+    async def read(
+        self, ranges: Sequence[Range], known: Sequence[int], hot: Iterable[HotKey], holds: Sequence[Hold]
+    ) -> Sequence[Any]:
+        """The records of these ranges, in id order.
+
+        Left out are the ``known`` ids, what follows the tails of the ``hot`` keys, and what must wait for a hold.
+        """
         args: list[object] = [
             [each.slot for each in ranges],
             [each.low for each in ranges],
+            [each.high for each in ranges],
             [each.room for each in ranges],
-            known,
             MOST_BYTES,
         ]
-        if not holds:
-            return await self._reader.fetch(self._read, *args)
-        pairs = [hold.destination for hold in holds if hold.destination.routing_key is not None]
-        args += [
-            [hold.destination.exchange for hold in holds if hold.destination.routing_key is None],
-            [pair.exchange for pair in pairs],
-            [pair.routing_key for pair in pairs],
-            [hold.row.ordering_key for hold in holds if hold.row.ordering_key is not None],
+        unless = self._unless(args, known, list(hot), holds)
+        return await self._reader.fetch(READ.format(columns=COLUMNS, unless=unless, **self._names), *args)
+
+    async def refill(self, wanted: Sequence[tuple[HotKey, int]], holds: Sequence[Hold]) -> Sequence[Any]:
+        """The records behind the tails of these keys, in id order, at most so many of each."""
+        args: list[object] = [
+            [hot.key for hot, _ in wanted],
+            [hot.tail for hot, _ in wanted],
+            [room for _, room in wanted],
+            MOST_BYTES,
         ]
-        return await self._reader.fetch(self._read_carefully, *args)
+        unless = self._unless(args, (), (), holds)
+        return await self._reader.fetch(REFILL.format(columns=COLUMNS, unless=unless, **self._names), *args)
+
+    async def overlooked(
+        self, keys: Sequence[tuple[str, int, int]], known: Sequence[int], holds: Sequence[Hold], *, most: int
+    ) -> Sequence[Any]:
+        """The records of these keys between two ids each, at most so many of each; without the ``known``."""
+        args: list[object] = [
+            [key for key, _, _ in keys],
+            [low for _, low, _ in keys],
+            [high for *_, high in keys],
+            most,
+        ]
+        unless = self._unless(args, known, (), holds)
+        return await self._reader.fetch(OVERLOOKED.format(columns=COLUMNS, unless=unless, **self._names), *args)
+
+    def _unless(self, args: list[object], known: Sequence[int], hot: Sequence[HotKey], holds: Sequence[Hold]) -> str:
+        """The conditions of a read; their values go into ``args``."""
+
+        def arg(value: object) -> str:
+            args.append(value)
+            return f"${len(args)}"
+
+        text = ""
+        if known:
+            text += UNLESS_KNOWN.format(known=arg(known))
+        if hot:
+            text += UNLESS_HOT.format(keys=arg([each.key for each in hot]), tails=arg([each.tail for each in hot]))
+        if holds:
+            pairs = [hold.destination for hold in holds if hold.destination.routing_key is not None]
+            held = {
+                "exchanges": arg([hold.destination.exchange for hold in holds if hold.destination.routing_key is None]),
+                "pairs": arg([pair.exchange for pair in pairs]),
+                "routing": arg([pair.routing_key for pair in pairs]),
+            }
+            text += UNLESS_HELD.format(
+                o_held=HELD.format(row="o", **held),
+                e_held=HELD.format(row="e", **held),
+                probes=arg([hold.row.ordering_key for hold in holds if hold.row.ordering_key is not None]),
+                **self._names,
+            )
+        return text
+
+    async def tops(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where the ids of these slots end, for those that have rows above the ids given."""
+        found = await self._reader.fetch(self._tops, [slot for slot, _ in known], [top for _, top in known])
+        return [(record["slot"], record["id"]) for record in found]
 
     async def delete(self, ids: Iterable[int]) -> None:
         """Remove rows that were confirmed; in id order, so that two writers cannot deadlock."""
@@ -129,7 +231,12 @@ class OutboxStore:
         """Write on a waiting row why it waits."""
         await self._writer.fetch(self._note, row.id, reason, attempts)
 
-    async def measure(self, slots: Iterable[int]) -> Measure:
-        """What waits in these slots, and what is parked in all."""
-        record = (await self._reader.fetch(self._measure, list(slots)))[0]
-        return Measure(record["backlog"], record["oldest_seconds"], record["parked"])
+    async def oldest(self, slots: Iterable[int]) -> float | None:
+        """How many seconds the oldest row of these slots waits; None when none does."""
+        record = (await self._measurer.fetch(self._oldest, list(slots)))[0]
+        return max(0.0, record["oldest_seconds"]) if record["slots_waiting"] else None
+
+    async def count(self, slots: Iterable[int]) -> tuple[int, int]:
+        """How many rows of these slots wait, and how many are parked in all; takes seconds where there are millions."""
+        record = (await self._measurer.fetch(self._count, list(slots)))[0]
+        return record["backlog"], record["parked"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from relmsg.broker.wire import Publication
-from relmsg.outbox.pending import Pending
+from relmsg.outbox.pending import HOT_PER_SLOT, HotKey, Pending
 from relmsg.outbox.row import Destination, Row
 
 KEYS = [None, "a", "b", "c"]
@@ -51,12 +51,98 @@ def test_a_late_small_id_stands_before_the_larger_ones_of_its_lane() -> None:
     assert pending.take(9, unless=lambda _: False) == [late]
 
 
+def test_the_next_of_a_key_goes_at_the_confirm_and_not_at_the_delete() -> None:
+    """A confirmed row frees its lane at once, and its id stays known until its delete is done."""
+    pending = Pending()
+    first, second = row(1, "k"), row(2, "k")
+    pending.admit(first)
+    pending.admit(second)
+    assert pending.take(9, unless=lambda _: False) == [first]
+    pending.confirm(first)
+    assert pending.take(9, unless=lambda _: False) == [second]
+    pending.admit(row(1, "k"))
+    assert sorted(pending.known_above({0: 0})) == [1, 2]
+    assert (pending.confirmed, pending.unsettled_of_slot(0), len(pending)) == (1, 2, 1)
+    pending.deleted([1])
+    assert pending.known_above({0: 0}) == [2]
+    assert pending.unsettled_of_slot(0) == 1
+
+
+def test_an_unproven_row_waits_and_an_overlooked_one_goes_before_it() -> None:
+    """While a smaller id of its key may have become visible behind the reader's back, a row does not leave."""
+    pending = Pending()
+    late, doubtful, free = row(5, "k"), row(9, "k"), row(7)
+    pending.admit(doubtful, read=1, proven=False)
+    pending.admit(free, read=1, proven=False)
+    assert pending.take(9, unless=lambda _: False) == [free]
+    assert pending.doubtful() == [("k", 0, 9)]
+    pending.admit(late, read=2, proven=False)
+    pending.prove(1)
+    assert pending.take(9, unless=lambda _: False) == []
+    pending.prove(2)
+    assert pending.take(9, unless=lambda _: False) == [late]
+    pending.confirm(late)
+    assert pending.take(9, unless=lambda _: False) == [doubtful]
+
+
+def test_a_hot_key_is_read_on_for_itself_as_its_lane_drains() -> None:
+    """Beyond its lane a key takes no memory; what follows its tail comes by refill, until nothing more follows."""
+    pending = Pending()
+    pending.lane_room = 4
+    rows = [row(number, "hot") for number in range(1, 11)]
+    for each in (*rows, row(11, "other")):
+        pending.admit(each)
+    assert (len(pending), list(pending.hot)) == (5, [HotKey("hot", 0, 4)])
+    assert pending.refill() == []
+    sent: list[int] = []
+    while pending.ready:
+        for each in pending.take(1, unless=lambda _: False):
+            sent.append(each.id)
+            pending.confirm(each)
+        for hot, room in pending.refill():
+            following = [each for each in rows if each.id > hot.tail][:room]
+            reached = max((each.id for each in following), default=hot.tail)
+            pending.refilled(hot, following, reached=reached, exhausted=len(following) < room)
+            assert pending.in_slot(0) <= 5
+    assert [number for number in sent if number != 11] == list(range(1, 11))
+    assert not list(pending.hot)
+
+
+def test_a_late_row_of_a_hot_key_is_taken() -> None:
+    """A hot key refuses what follows its tail, and nothing before it."""
+    pending = Pending()
+    pending.lane_room = 2
+    for number in (10, 20, 30):
+        pending.admit(row(number, "hot"))
+    pending.admit(row(5, "hot"))
+    pending.admit(row(40, "hot"))
+    assert sorted(pending.known_above({0: 0})) == [5, 10, 20]
+
+
+def test_so_many_hot_keys_crowd_a_slot() -> None:
+    """The list of hot keys goes into every read, so a slot has an end of them; forgetting a key makes room."""
+    pending = Pending()
+    pending.lane_room = 1
+    for number in range(HOT_PER_SLOT):
+        assert not pending.crowded(0)
+        pending.admit(row(2 * number + 1, f"key {number}"))
+        pending.admit(row(2 * number + 2, f"key {number}"))
+    assert pending.crowded(0)
+    assert not pending.crowded(1)
+    (first,) = pending.take(1, unless=lambda _: False)
+    pending.forget(first)
+    assert not pending.crowded(0)
+
+
 class PendingMachine(RuleBasedStateMachine):
     """Rows come, are sent, settled, held and forgotten in any order; the table below is the truth."""
 
     @initialize()
     def start(self) -> None:
         self.pending = Pending()
+        self.pending.lane_room = 3
+        self.reads = 0
+        self.undeleted: set[int] = set()
         self.table: dict[int, Row] = {}
         self.out: dict[int, Row] = {}
         self.held: dict[int, Row] = {}
@@ -69,14 +155,50 @@ class PendingMachine(RuleBasedStateMachine):
         self.table[self.next_id] = row(self.next_id, key, slot, place)
         self.next_id += 1
 
-    @rule()
-    def read_all(self) -> None:
+    def known(self) -> set[int]:
+        return set(self.pending.known_above(dict.fromkeys(range(3), 0)))
+
+    def visible(self) -> list[Row]:
         """As the store reads: in id order, without what is in memory, and without what is behind a held row."""
-        known = set(self.pending.ids)
+        known = self.known()
         blocked = {held.ordering_key for held in self.held.values() if held.ordering_key}
-        for row_id in sorted(self.table):
-            if row_id not in known and self.table[row_id].ordering_key not in blocked:
-                self.pending.admit(self.table[row_id])
+        return [
+            self.table[row_id]
+            for row_id in sorted(self.table)
+            if row_id not in known and self.table[row_id].ordering_key not in blocked
+        ]
+
+    @rule(proven=st.booleans())
+    def read_all(self, proven: bool) -> None:
+        tails = {hot.key: hot.tail for hot in self.pending.hot}
+        self.reads += 1
+        for each in self.visible():
+            if each.id <= tails.get(each.ordering_key or "", each.id):
+                self.pending.admit(each, read=self.reads, proven=proven)
+
+    @rule()
+    def prove(self) -> None:
+        self.pending.prove(self.reads)
+
+    @rule()
+    def refill(self) -> None:
+        for hot, room in self.pending.refill():
+            rows = [each for each in self.visible() if each.ordering_key == hot.key and each.id > hot.tail][:room]
+            reached = max((each.id for each in rows), default=hot.tail)
+            self.pending.refilled(hot, rows, reached=reached, exhausted=len(rows) < room)
+
+    @precondition(lambda self: self.undeleted)
+    @rule()
+    def delete(self) -> None:
+        self.pending.deleted(self.undeleted)
+        for row_id in self.undeleted:
+            del self.table[row_id]
+        self.undeleted.clear()
+
+    @precondition(lambda self: not self.held)
+    @rule()
+    def rewind(self) -> None:
+        self.pending.forget_unproven()
 
     @rule(most=st.integers(1, 4))
     def send(self, most: int) -> None:
@@ -89,10 +211,10 @@ class PendingMachine(RuleBasedStateMachine):
     def settle(self, data: st.DataObject, answer: str) -> None:
         each = self.out.pop(data.draw(st.sampled_from(sorted(self.out))))
         if answer == "done":
-            del self.table[each.id]
+            self.undeleted.add(each.id)
             if each.ordering_key:
                 self.sent.setdefault(each.ordering_key, []).append(each.id)
-            self.pending.done(each)
+            self.pending.confirm(each)
         elif answer == "again":
             self.pending.again(each)
         elif answer == "hold":
@@ -125,7 +247,15 @@ class PendingMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_known_that_is_not_in_the_table(self) -> None:
-        assert set(self.pending.ids) <= set(self.table)
+        assert self.known() <= set(self.table)
+        assert self.pending.bytes == 0
+
+    @invariant()
+    def lanes_are_bounded(self) -> None:
+        for key in filter(None, KEYS):
+            lane = self.pending._lanes.get(key, ())
+            assert len(lane) <= self.pending.lane_room
+            assert [each.id for each in lane] == sorted(each.id for each in lane)
 
     def teardown(self) -> None:
         """Whatever happened: once all is answered and read again, every row can still be sent."""
@@ -133,9 +263,12 @@ class PendingMachine(RuleBasedStateMachine):
             self.pending.put_out(each)
             self.pending.done(each)
             self.table.pop(each.id)
+        self.delete()
+        self.held.clear()
         for _ in range(len(self.table) * 2 + 2):
-            for row_id in sorted(self.table):
-                self.pending.admit(self.table[row_id])
+            self.read_all(proven=True)
+            self.refill()
+            self.prove()
             for each in self.pending.take(100, unless=lambda _: False):
                 self.pending.done(each)
                 del self.table[each.id]

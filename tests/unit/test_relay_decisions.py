@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.outbox.consequence import Consequence, consequence
 from relmsg.outbox.holds import MOST_HOLDS, Holds
-from relmsg.outbox.positions import SWEEP_SECONDS, WINDOW_SECONDS, Positions, Range
+from relmsg.outbox.pace import Pace
+from relmsg.outbox.positions import NO_END, SWEEP_SECONDS, WINDOW_SECONDS, Positions, Range, Round
 from relmsg.outbox.row import Destination
 from tests.unit.test_pending import row
 
@@ -67,56 +70,199 @@ def test_too_many_held_routing_keys_are_held_by_exchange() -> None:
 
 
 def test_the_first_reads_of_a_slot_begin_at_its_beginning() -> None:
-    """A slot that is new here is read from id 0, page by page."""
+    """A slot that is new here is read from id 0, page by page, and nothing is read twice."""
     positions = Positions()
     positions.own([3])
-    ranges = positions.ranges(lambda _: 2, now=0.0)
+    ranges = positions.forward(lambda _: 2, None)
     assert ranges == [Range(3, 0, 2)]
-    positions.seen(ranges, [(3, 10), (3, 11)], cut=False)
-    assert positions.ranges(lambda _: 2, now=0.1) == [Range(3, 11, 2)]
+    assert positions.seen(ranges, [(3, 10), (3, 11)], cut=False)
+    ranges = positions.forward(lambda _: 2, None)
+    assert ranges == [Range(3, 11, 2)]
+    assert not positions.seen(ranges, [], cut=False)
 
 
-def test_reads_look_back_over_the_trailing_window() -> None:
-    """D1: what was read less than the window ago may still get smaller neighbours, so it stays above the low bound."""
+def test_a_read_that_leaves_rows_out_goes_in_pieces_up_to_the_known_end() -> None:
+    """The frontier passes what a bounded read has left out, and never ids that may not exist yet."""
     positions = Positions()
     positions.own([0])
-    for moment, row_id in ((0.0, 10), (5.0, 20)):
-        ranges = positions.ranges(lambda _: 5, now=moment)
-        positions.seen(ranges, [(0, row_id)], cut=False)
-    assert positions.ranges(lambda _: 5, now=9.0)[0].low == 0
-    later = positions.ranges(lambda _: 5, now=5.0 + WINDOW_SECONDS)[0].low
-    assert later in (0, 10)
-    for second in range(16, 30):
-        positions.seen(positions.ranges(lambda _: 5, now=float(second)), (), cut=False)
-    assert positions.ranges(lambda _: 5, now=30.0)[0].low == 20
+    positions.mark([(0, 250)], 0.0)
+    reached = []
+    for _ in range(4):
+        ranges = positions.forward(lambda _: 5, 100)
+        reached.append((ranges[0].low, ranges[0].high))
+        positions.seen(ranges, [], cut=False)
+    assert reached == [(0, 100), (100, 200), (200, 250), (250, NO_END)]
 
 
-def test_once_a_minute_everything_is_read_again() -> None:
+def test_a_read_that_was_full_or_cut_goes_on_from_its_last_row() -> None:
+    """Where the room or the byte limit held rows back, the slot is read on from where it stopped."""
+    positions = Positions()
+    positions.own([0, 1])
+    positions.mark([(0, 900), (1, 900)], 0.0)
+    ranges = positions.forward(lambda _: 2, 500)
+    positions.seen(ranges, [(0, 3), (0, 7), (1, 5)], cut=False)
+    assert [each.low for each in positions.forward(lambda _: 2, 500)] == [7, 500]
+    ranges = positions.forward(lambda _: 2, 100)
+    positions.seen(ranges, [(0, 9)], cut=True)
+    assert [each.low for each in positions.forward(lambda _: 2, 100)] == [9, 500]
+
+
+def test_in_a_backlog_there_is_nothing_to_look_back_at() -> None:
+    """Rows whose ids were given longer ago than the window need no look-back, however fast they are read."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 1000)], 0.0)
+    assert positions.look_back(1, WINDOW_SECONDS).left == {}
+    positions.looked_back()
+    positions.seen(positions.forward(lambda _: 5, None), [(0, 600)], cut=False)
+    assert not positions.open(0)
+    assert positions.look_back(2, WINDOW_SECONDS + 1).left == {}
+    positions.looked_back()
+    positions.seen(positions.forward(lambda _: 5, None), [(0, 1200)], cut=False)
+    assert positions.open(0)
+    assert positions.look_back(3, WINDOW_SECONDS + 2).left == {0: (1000, 1200)}
+
+
+def test_the_window_moves_on_only_behind_a_round_that_began_late_enough() -> None:
+    """D1: an id stays in the window until a round is complete that began when the id was ten seconds old."""
+    positions = Positions()
+    positions.own([0])
+    positions.seen(positions.forward(lambda _: 5, None), [(0, 100)], cut=False)
+    positions.mark([(0, 100)], 0.0)
+    round_ = positions.look_back(1, WINDOW_SECONDS - 0.1)
+    assert positions.look_back(2, WINDOW_SECONDS + 5) is round_
+    round_.seen(round_.ranges(lambda _: 5, 1000), [], cut=False)
+    positions.looked_back()
+    assert positions.open(0)
+    round_ = positions.look_back(3, WINDOW_SECONDS + 5)
+    round_.seen(round_.ranges(lambda _: 5, 1000), [], cut=False)
+    positions.looked_back()
+    assert not positions.open(0)
+
+
+def test_a_round_goes_piece_by_piece_and_waits_for_room() -> None:
+    """A look-back covers its ids in pieces; a slot without room is left for later, a full piece is gone on with."""
+    positions = Positions()
+    positions.own([0, 1])
+    positions.seen(positions.forward(lambda _: 9, None), [(0, 100), (1, 100)], cut=False)
+    round_ = positions.look_back(1, 0.0)
+    ranges = round_.ranges(lambda slot: 2 * slot, 60)
+    assert ranges == [Range(1, 0, 2, 60)]
+    round_.seen(ranges, [(1, 10), (1, 20)], cut=False)
+    assert round_.left == {0: (0, 100), 1: (20, 100)}
+    for _ in range(2):
+        round_.seen(round_.ranges(lambda _: 2, 60), [], cut=False)
+    assert not round_.left
+
+
+def test_once_a_minute_everything_up_to_the_frontier_is_read_again() -> None:
     """A transaction that was open longer than the window is found by the sweep."""
     positions = Positions()
     positions.own([0])
-    positions.seen(positions.ranges(lambda _: 5, now=61.0), [(0, 50)], cut=False)
-    for second in range(62, 90):
-        positions.seen(positions.ranges(lambda _: 5, now=float(second)), (), cut=False)
-    assert positions.ranges(lambda _: 5, now=90.0)[0].low == 50
-    swept = positions.ranges(lambda _: 5, now=62.0 + SWEEP_SECONDS)
-    assert swept == [Range(0, 0, 5)]
-    positions.seen(swept, [(0, 7)], cut=False)
-    assert not positions.sweeping
+    positions.seen(positions.forward(lambda _: 5, None), [(0, 50)], cut=False)
+    assert positions.sweep(0.0) is None
+    sweep = positions.sweep(SWEEP_SECONDS)
+    assert sweep is not None
+    ranges = sweep.ranges(lambda _: 5, 1000)
+    assert ranges == [Range(0, 0, 5, 50)]
+    sweep.seen(ranges, [(0, 7)], cut=False)
+    assert positions.sweep(SWEEP_SECONDS + 1) is None
 
 
-def test_a_read_that_was_cut_ends_no_sweep() -> None:
-    """Where the byte limit held rows back, the slot is read on from where it stopped."""
+def test_a_rewind_reads_everything_again_and_ends_what_was_under_way() -> None:
+    """When a destination is released all slots are read from their beginning; reads under way can tell by the epoch."""
     positions = Positions()
-    positions.own([0, 1])
-    ranges = positions.ranges(lambda _: 5, now=0.0)
-    positions.seen(ranges, [(0, 3)], cut=True)
-    assert positions.sweeping
-    assert positions.ranges(lambda _: 5, now=0.1) == [Range(0, 3, 5), Range(1, 0, 5)]
+    positions.own([0])
+    positions.seen(positions.forward(lambda _: 5, None), [(0, 50)], cut=False)
+    positions.look_back(1, 0.0)
+    before = positions.epoch
+    positions.rewind()
+    assert positions.epoch != before
+    assert positions.forward(lambda _: 5, None) == [Range(0, 0, 5)]
+    assert positions.look_back(2, 0.0).left == {}
 
 
 def test_a_full_slot_is_not_read() -> None:
     """A slot without room is left out, so that one busy key cannot fill the memory."""
     positions = Positions()
     positions.own([0, 1])
-    assert [each.slot for each in positions.ranges(lambda slot: slot, now=0.0)] == [1]
+    assert [each.slot for each in positions.forward(lambda slot: slot, None)] == [1]
+
+
+def test_expensive_work_takes_its_share_and_cheap_work_is_never_held_back() -> None:
+    """A piece that took 40 ms is followed by 360 ms of rest and a smaller one; 1 ms costs nothing."""
+    pace = Pace()
+    span = pace.span
+    pace.spent(0.04, now=10.0)
+    assert (pace.due(10.3), pace.due(10.4), pace.span) == (False, True, span // 2)
+    pace.spent(0.001, now=11.0)
+    assert (pace.due(11.0), pace.span) == (True, span)
+
+
+class Table:
+    """Rows of one slot that become visible in any order, and a reader that goes over them as the relay's does."""
+
+    def __init__(self, room: int, span: int) -> None:
+        self.positions = Positions()
+        self.positions.own([0])
+        self.room, self.span = room, span
+        self.visible: set[int] = set()
+        self.got: list[int] = []
+        self.reads = 0
+
+    def _page(self, each: Range) -> list[tuple[int, int]]:
+        ids = sorted(row_id for row_id in self.visible - set(self.got) if each.low < row_id <= each.high)[: each.room]
+        self.got += ids
+        return [(0, row_id) for row_id in ids]
+
+    def turn(self, now: float, *, bounded: bool) -> None:
+        if self.positions.mark_due(now):
+            known = self.positions.tops[0][1]
+            self.positions.mark([(0, top)] if (top := max(self.visible, default=0)) > known else [], now)
+        ranges = self.positions.forward(lambda _: self.room, self.span if bounded else None)
+        self.positions.seen(ranges, self._page(ranges[0]), cut=False)
+        self.reads += 1
+        self.back(self.positions.look_back(self.reads, now))
+        if not self.positions.look_back(self.reads, now).left:
+            self.positions.looked_back()
+        if (sweep := self.positions.sweep(now)) is not None:
+            self.back(sweep)
+
+    def back(self, round_: Round) -> None:
+        for each in round_.ranges(lambda _: self.room, self.span):
+            round_.seen([each], self._page(each), cut=False)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    delays=st.lists(st.floats(0, 90), min_size=1, max_size=60),
+    room=st.integers(1, 9),
+    span=st.integers(1, 40),
+    bounded=st.booleans(),
+)
+def test_every_row_is_read_once_whenever_it_became_visible(
+    delays: list[float], room: int, span: int, bounded: bool
+) -> None:
+    """D1-D5: ids are given one a second and become visible after any delay; none is lost, and none comes twice."""
+    table = Table(room, span)
+    moments = {row_id: row_id + delay for row_id, delay in enumerate(delays, 1)}
+    now, end = 0.0, max(moments.values()) + 2 * SWEEP_SECONDS
+    while now < end:
+        table.visible |= {row_id for row_id, moment in moments.items() if moment <= now}
+        table.turn(now, bounded=bounded)
+        now += 0.5
+    assert sorted(table.got) == sorted(moments)
+
+
+@given(delays=st.lists(st.floats(0, WINDOW_SECONDS), min_size=1, max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_what_commits_within_the_window_is_read_at_the_next_turn(delays: list[float]) -> None:
+    """A transaction that is open for at most ten seconds never waits for a sweep, whatever has been read meanwhile."""
+    table = Table(room=100, span=1000)
+    moments = {row_id: 0.3 * row_id + delay for row_id, delay in enumerate(delays, 1)}
+    now = 0.0
+    while now < max(moments.values()) + 1:
+        table.visible |= {row_id for row_id, moment in moments.items() if moment <= now}
+        table.turn(now, bounded=False)
+        assert set(table.got) == table.visible
+        now += 0.25

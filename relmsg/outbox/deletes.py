@@ -1,0 +1,66 @@
+"""Deleting what is confirmed, behind the back of the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from relmsg.clock import Clock
+from relmsg.errors import DatabaseAway
+from relmsg.failpoint import reach
+from relmsg.outbox.metrics import Progress
+from relmsg.outbox.pending import Pending
+from relmsg.outbox.row import Row
+from relmsg.outbox.store import OutboxStore
+
+RETRY_SECONDS = 0.5
+
+
+class Deletes:
+    """Removes confirmed rows from the table, all that have gathered in one statement, one statement at a time.
+
+    Holds: a row is deleted only after its confirm, and known to ``pending`` until its delete is committed. The row of a
+    slot that is given up is deleted before. Nothing waits for a delete, except that no more is sent while
+    ``pending.confirmed`` is at its limit.
+    """
+
+    def __init__(self, store: OutboxStore, pending: Pending, *, progress: Progress, clock: Clock) -> None:
+        self._store = store
+        self._pending = pending
+        self._progress = progress
+        self._clock = clock
+        self._gathered: list[int] = []
+        self._some = asyncio.Event()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """These rows are confirmed: the next ones of their keys may go, and they will be deleted."""
+        self._progress.moved(self._clock.monotonic())
+        for row in rows:
+            self._pending.confirm(row)
+        self._gathered.extend(row.id for row in rows)
+        self._some.set()
+        self._none.clear()
+
+    async def keep_deleting(self) -> None:
+        """Delete what gathers, until cancelled; a database that is away is waited for."""
+        while True:
+            await self._some.wait()
+            self._some.clear()
+            ids, self._gathered = self._gathered, []
+            reach("relay.before_delete")
+            while True:
+                try:
+                    await self._store.delete(ids)
+                    break
+                except DatabaseAway:
+                    await self._clock.sleep(RETRY_SECONDS)
+            reach("relay.after_delete")
+            self._pending.deleted(ids)
+            if not self._gathered:
+                self._none.set()
+
+    async def finished(self) -> None:
+        """Wait until all that is confirmed is deleted."""
+        await self._none.wait()

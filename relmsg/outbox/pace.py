@@ -1,0 +1,36 @@
+"""How much one statement may look over, and how often: work that can be done in pieces never takes more than its share.
+
+Pure; the time comes in.
+"""
+
+from __future__ import annotations
+
+CHEAP_SECONDS = 0.002  # what costs less than this is done as often as asked for
+PIECE_SECONDS = 0.02
+SHARE = 0.1
+FIRST_SPAN = 2**17
+LEAST_SPAN, MOST_SPAN = 2**12, 2**40
+
+
+class Pace:
+    """The pace of one kind of work.
+
+    Holds: pieces take about PIECE_SECONDS, and all of them together at most ``share`` of the time, cheap ones excepted.
+    """
+
+    def __init__(self, share: float = SHARE) -> None:
+        self._share = share
+        self.span = FIRST_SPAN  # ids a piece may cover
+        self._next = 0.0
+
+    def due(self, now: float) -> bool:
+        """Whether the next piece may be done."""
+        return now >= self._next
+
+    def spent(self, seconds: float, now: float) -> None:
+        """A piece has taken so long, and ended now."""
+        if seconds > PIECE_SECONDS:
+            self.span = max(LEAST_SPAN, self.span // 2)
+        elif seconds < PIECE_SECONDS / 4:
+            self.span = min(MOST_SPAN, self.span * 2)
+        self._next = now + (seconds * (1 / self._share - 1) if seconds > CHEAP_SECONDS else 0.0)
