@@ -14,7 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from tests.benchmarks.bench import Bench
-from tests.benchmarks.model import CheckFailed, Sample
+from tests.benchmarks.model import CheckFailed, Cpu, Sample
 from tests.benchmarks.program import Program
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ async def drained(
     :raises CheckFailed: if a relay ends, or, unless we may give up, no message comes for a minute.
     """
     pids = [relay.pid for relay in relays]
-    first = await _at_least(bench, relays, queue, 1, FIRST_SECONDS)
+    first = await _at_least(bench, relays, queue, 1, FIRST_SECONDS, give_up)
+    if not first:
+        return Sample(0, give_up or FIRST_SECONDS, Cpu(0.0, 0.0, 0.0))
     began, before = time.perf_counter(), bench.cpu(pids)
     last = await _at_least(bench, relays, queue, messages, STALL_SECONDS, give_up)
     while last >= messages and await waits():
@@ -55,6 +57,8 @@ async def drained(
             raise CheckFailed(f"the broker holds all {messages:,} messages, and rows still wait in the outbox")
         await asyncio.sleep(OFTEN)
     seconds = time.perf_counter() - began
+    if last == first and last < messages:
+        return Sample(0, seconds, Cpu(0.0, 0.0, 0.0))
     if last <= first:
         raise CheckFailed(f"all {messages:,} messages came at once: too few to measure")
     return Sample(last - first, seconds, bench.cpu(pids).since(before, last - first))
