@@ -31,13 +31,13 @@ COMPARISONS = (
     Comparison(
         "latency",
         (
-            Contender(WAKE, partial(OURS, how="wake"), 400, 50),
-            Contender(DIRECT, partial(BUSY, program="latency_direct"), 400, 50, peer=True),
-            Contender(HINT, partial(OURS, how="hint"), 400, 50),
-            Contender(TXOUTBOX, partial(BUSY, program="latency_txoutbox"), 400, 50, peer=True),
-            Contender(SIDECAR, partial(OURS, how="sidecar", sidecar=True), 400, 50),
-            Contender(FASTSTREAM, partial(BUSY, program="latency_faststream"), 400, 50, peer=True),
-            Contender(POLLING, partial(OURS, how="polling", sidecar=True), 400, 50),
+            Contender(WAKE, partial(OURS, how="wake"), 400, 25),
+            Contender(DIRECT, partial(BUSY, program="latency_direct"), 400, 25, peer=True),
+            Contender(HINT, partial(OURS, how="hint"), 400, 25),
+            Contender(TXOUTBOX, partial(BUSY, program="latency_txoutbox"), 400, 25, peer=True),
+            Contender(SIDECAR, partial(OURS, how="sidecar", sidecar=True), 400, 25),
+            Contender(FASTSTREAM, partial(BUSY, program="latency_faststream"), 400, 25, peer=True),
+            Contender(POLLING, partial(OURS, how="polling", sidecar=True), 400, 25),
         ),
         (
             *_against("wake in process", WAKE),
@@ -54,8 +54,8 @@ COMPARISONS = (
             Contender(
                 IDLE,
                 partial(path, program="latency_relmsg", how="polling", sidecar=True, every=2.03),  # meets every phase
-                10,
-                3,
+                6,
+                2,
             ),
         ),
         (Row("sidecar without a hint, from idle, p50", Goal(most=150, unit="ms"), IDLE, figure="p50_ms"),),
