@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction, async_sessionmaker
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
@@ -29,7 +31,7 @@ from relmsg.inbox.outcome import (
 )
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
-from relmsg.inbox.transaction import HandlersTurn
+from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.inbox.trouble import answering, is_away, is_contention, named
 from relmsg.message import Message
 from relmsg.retry import Retry
@@ -130,7 +132,7 @@ class Attempts:
         runs or while we commit; that commit may have happened, and then the next attempt is a Duplicate.
         """
         try:
-            async with self._sessions() as session:
+            async with Opened(self._sessions) as session:
                 outcome = await self._transaction(task, session)
         except Exception as error:  # noqa: BLE001 - whatever it is, the message has no part in it
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
@@ -140,17 +142,12 @@ class Attempts:
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
         async with answering(patience(task.handler)):
-            transaction = await session.begin()
-            connection = await session.connection()
-            reach("consumer.before_inbox_row")
-            began = self._clock.monotonic()
-            is_first = await self._store.once(connection, task.identity)
+            transaction, connection, began, is_first = await session.run_sync(self._begin, task.identity)
             if not is_first:
                 await self._commit(task, session, transaction)
                 return Duplicate()
-        assert connection.sync_connection is not None
         called_at = self._clock.monotonic()
-        with HandlersTurn(session, transaction, connection.sync_connection) as turn:
+        with HandlersTurn(session, transaction, connection) as turn:
             error = await called(task.handler, task.handler(task.message, session, task.event), turn, self._metrics)
         ended_at = self._clock.monotonic()
         if error is None:
@@ -165,14 +162,20 @@ class Attempts:
         task.took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
         return Handled()
 
-    async def _commit(self, task: Task, session: AsyncSession, transaction: AsyncSessionTransaction) -> None:
+    def _begin(self, session: Session, identity: Identity) -> tuple[SessionTransaction, Connection, float, bool]:
+        transaction, connection = session.begin(), session.connection()
+        reach("consumer.before_inbox_row")
+        began = self._clock.monotonic()
+        return transaction, connection, began, self._store.once(connection, identity)
+
+    async def _commit(self, task: Task, session: AsyncSession, transaction: SessionTransaction) -> None:
         """Commit, and with it the end of the message's starts.
 
         Not earlier: their row would be locked while the handler runs, and a redelivered copy would wait for that.
         """
         if task.counted:
             await self._store.forget_starts(session, task.identity)
-        await transaction.commit()
+        await session.run_sync(lambda _: transaction.commit())
 
 
 def patience(handler: Handler) -> float:

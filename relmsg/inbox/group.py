@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
@@ -18,7 +20,7 @@ from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import New, Store
-from relmsg.inbox.transaction import HandlersTurn
+from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.inbox.trouble import answering, brief, is_contention
 
 log = logging.getLogger(__name__)
@@ -59,7 +61,7 @@ class Groups:
         Failed: something went wrong, and nobody knows yet in which message. Unsettled: the database's trouble.
         """
         try:
-            async with self._sessions() as session:
+            async with Opened(self._sessions) as session:
                 outcome = await self._transaction(handler, tasks, session)
         except Exception as error:  # noqa: BLE001 - our own statements: no message has a part in it
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
@@ -71,18 +73,13 @@ class Groups:
         self, handler: Handler, tasks: Sequence[Task], session: AsyncSession
     ) -> Committed | Failed | Unsettled:
         async with answering(patience(handler)):
-            transaction = await session.begin()
-            connection = await session.connection()
-            reach("consumer.before_inbox_row")
-            began = self._clock.monotonic()
-            new = await self._store.once_each(connection, [task.identity for task in tasks])
+            transaction, connection, began, new = await session.run_sync(self._begin, tasks)
             if not new.identities:
-                await transaction.commit()
+                await session.run_sync(lambda _: transaction.commit())
                 return Committed([DUPLICATE] * len(tasks), None)
         fresh = _first_of_each(tasks, new.identities)
         called_at = self._clock.monotonic()
-        assert connection.sync_connection is not None
-        with HandlersTurn(session, transaction, connection.sync_connection) as turn:
+        with HandlersTurn(session, transaction, connection) as turn:
             done, error = await self._handlers(handler, fresh, session, turn)
         ended_at = self._clock.monotonic()
         if error is None:
@@ -91,8 +88,8 @@ class Groups:
             try:
                 async with answering(patience(handler)):
                     if left:
-                        await self._store.forget_each(connection, left, new.written_by)
-                    await transaction.commit()
+                        await session.run_sync(self._forget, left, new.written_by)
+                    await session.run_sync(lambda _: transaction.commit())
             except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
                 error = failed
             else:
@@ -102,6 +99,15 @@ class Groups:
             await session.close()
             await self._take_back(new, fresh[done:])
         return judged(error, turn)
+
+    def _begin(self, session: Session, tasks: Sequence[Task]) -> tuple[SessionTransaction, Connection, float, New]:
+        transaction, connection = session.begin(), session.connection()
+        reach("consumer.before_inbox_row")
+        began = self._clock.monotonic()
+        return transaction, connection, began, self._store.once_each(connection, [task.identity for task in tasks])
+
+    def _forget(self, session: Session, identities: Collection[Identity], written_by: str) -> None:
+        self._store.forget_each(session.connection(), identities, written_by)
 
     async def _handlers(
         self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn
@@ -130,7 +136,7 @@ class Groups:
         identities = [task.identity for task in unhandled]
         try:
             async with answering(patience(unhandled[0].handler)), self._sessions() as session, session.begin():
-                await self._store.forget_each(await session.connection(), identities, new.written_by)
+                await session.run_sync(self._forget, identities, new.written_by)
         except Exception as error:
             log.exception(
                 "a handler has committed behind SQLAlchemy's back; these messages are remembered as handled and may "

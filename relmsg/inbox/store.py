@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import ARRAY, ColumnElement, Dialect, Text, bindparam, delete, select, text, update
+from sqlalchemy import ARRAY, ColumnElement, Connection, Dialect, Text, bindparam, delete, select, text, update
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from relmsg.inbox.identity import Identity
 from relmsg.schema import DEFAULT_SCHEMA, quoted, tables
@@ -44,7 +44,11 @@ class New(NamedTuple):
 
 
 class Store:
-    """The two tables of the inbox. No method opens or ends a transaction."""
+    """The two tables of the inbox. No method opens or ends a transaction.
+
+    Those that every message needs take a synchronous connection, for use inside ``AsyncSession.run_sync``: the way from
+    one to the other world and back costs more than the statement.
+    """
 
     def __init__(self, schema: str = DEFAULT_SCHEMA) -> None:
         self._attempt = tables(schema).inbox_attempt
@@ -57,31 +61,31 @@ class Store:
         self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox))
         self._forget_each = _Prepared(FORGET_EACH.format(inbox=inbox))
 
-    async def once(self, connection: AsyncConnection, identity: Identity) -> bool:
+    def once(self, connection: Connection, identity: Identity) -> bool:
         """Remember the message; False if it had been remembered before.
 
         Right under concurrency: a second INSERT of the key waits for the first transaction. If that one commits, no row
         comes back; if it rolls back, this one goes on. Only a committed effect ever makes a duplicate.
         """
-        return (await self._once(connection, identity._asdict())).first() is not None
+        return self._once(connection, identity._asdict()).first() is not None
 
-    async def once_each(self, connection: AsyncConnection, identities: Collection[Identity]) -> New:
+    def once_each(self, connection: Connection, identities: Collection[Identity]) -> New:
         """Remember many messages of one consumer, in one statement; tells which of them had not been.
 
         Right under concurrency as ``once`` is. Rows are written in the order of their keys: two processes that have the
         same messages in another order wait for each other, and never in a circle.
         """
         wanted = sorted(set(identities))
-        found = (await self._once_each(connection, _columns(wanted))).one()
+        found = self._once_each(connection, _columns(wanted)).one()
         if found.count == len(wanted):
             return New(set(wanted), found.written_by)
         consumer = wanted[0].consumer
         came = zip(found.sources or (), found.message_ids or (), strict=True)
         return New({Identity(consumer, source, message_id) for source, message_id in came}, found.written_by)
 
-    async def forget_each(self, connection: AsyncConnection, identities: Collection[Identity], written_by: str) -> None:
+    def forget_each(self, connection: Connection, identities: Collection[Identity], written_by: str) -> None:
         """Take back what ``once_each`` remembered in the transaction ``written_by``, and nothing else."""
-        await self._forget_each(connection, _columns(sorted(identities)) | {"written_by": written_by})
+        self._forget_each(connection, _columns(sorted(identities)) | {"written_by": written_by})
 
     async def starts(self, session: AsyncSession, identity: Identity) -> int:
         """How many starts of the message are recorded and not taken back."""
@@ -130,10 +134,10 @@ class _Prepared:
         self._statement = statement.bindparams(*(bindparam(name, type_=kind) for name, kind in types.items()))
         self._compiled: dict[str, tuple[str, list[str] | None]] = {}
 
-    async def __call__(self, connection: AsyncConnection, values: Mapping[str, Any]) -> Any:
+    def __call__(self, connection: Connection, values: Mapping[str, Any]) -> Any:
         sql, order = self._for(connection.dialect)
         given = tuple(values[name] for name in order) if order is not None else values
-        return await connection.exec_driver_sql(sql, given)
+        return connection.exec_driver_sql(sql, given)
 
     def _for(self, dialect: Dialect) -> tuple[str, list[str] | None]:
         compiled = self._compiled.get(dialect.driver)

@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary, WeakSet
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncSession, AsyncSessionTransaction
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.inbox.outcome import HandlerEndedTransaction
 from relmsg.inbox.trouble import sqlstate
@@ -28,6 +28,32 @@ _of_session: WeakKeyDictionary[Session, HandlersTurn] = WeakKeyDictionary()
 _watched: WeakSet[Engine | type[Session]] = WeakSet()
 
 
+class Opened:
+    """A session of the user's making, for one transaction of ours.
+
+    It is closed as ``async with`` closes it, which takes a task of its own so that no cancellation comes in between;
+    where the transaction has ended there is nothing left to protect, and none is made.
+    """
+
+    __slots__ = ("_session", "_sessions")
+
+    def __init__(self, sessions: async_sessionmaker[Any]) -> None:
+        self._sessions = sessions
+
+    async def __aenter__(self) -> AsyncSession:
+        session: AsyncSession = self._sessions()
+        self._session = session
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session.in_transaction():
+            await self._session.__aexit__(kind, error, trace)
+        else:
+            await self._session.close()
+
+
 class HandlersTurn:
     """While it is entered, handlers work in our transaction and cannot commit it; savepoints are their own.
 
@@ -35,10 +61,10 @@ class HandlersTurn:
     session cannot be refused, only noticed; ``check`` does so afterwards, and has to be called after every handler.
     """
 
-    def __init__(self, session: AsyncSession, transaction: AsyncSessionTransaction, connection: Connection) -> None:
+    def __init__(self, session: AsyncSession, transaction: SessionTransaction, connection: Connection) -> None:
         self._session = session
         self._sync = session.sync_session
-        self._ours = transaction.sync_transaction
+        self._ours = transaction
         self._connection = connection
         self._refused = False
         self.database_error: BaseException | None = None
