@@ -31,7 +31,7 @@ COMPARISONS = (
     Comparison(
         "database peak with the hint",
         tuple(
-            Contender(name, partial(writers, how=how, count=count), 12, 1)
+            Contender(name, partial(writers, how=how, count=count), 8, 1)
             for name, how, count in (
                 (OUTBOX_8, "outbox", 8),
                 (OUTBOX_32, "outbox", 32),
