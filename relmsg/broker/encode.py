@@ -182,7 +182,12 @@ def entries(headers: Mapping[str, Any]) -> tuple[bytes, bytes]:
     before: list[bytes] = []
     after: list[bytes] = []
     for name in sorted(headers):
-        entry = short(name) + pamqp_encode.encode_table_value(headers[name])
+        value = headers[name]
+        if value.__class__ is str:
+            raw = value.encode()
+            entry = _known(name) + b"S" + SIZE.pack(len(raw)) + raw
+        else:
+            entry = _known(name) + pamqp_encode.encode_table_value(value)
         (before if name < KEY_HEADER else after).append(entry)
     return b"".join(before), b"".join(after)
 
@@ -202,5 +207,5 @@ def short(value: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-_known = lru_cache(maxsize=4096)(short)  # types, sources and content types are few
+_known = lru_cache(maxsize=4096)(short)  # types, sources, content types and names of headers are few
 _KEY_NAME = short(KEY_HEADER) + b"S"

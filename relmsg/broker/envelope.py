@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -19,17 +20,8 @@ MAX_KEY_BYTES = 1024  # PostgreSQL indexes values up to 2,704 bytes and would fa
 MAX_TIMESTAMP = 2**32 - 1  # pamqp reads a larger number of seconds as milliseconds
 MAX_EXPIRATION_MS = 10 * 365 * 86_400_000  # RabbitMQ answers a larger one with a closed channel (406)
 
-SHORT_STRINGS = (
-    "message_id",
-    "exchange",
-    "routing_key",
-    "type",
-    "source",
-    "content_type",
-    "content_encoding",
-    "correlation_id",
-    "reply_to",
-)
+# What many messages have in common; their ids besides.
+COMMON = ("exchange", "routing_key", "type", "source", "content_type", "content_encoding")
 
 
 class Envelope(NamedTuple):
@@ -70,7 +62,7 @@ def seal(message: Message, *, source: str | None = None, max_body_bytes: int = M
         type=message.type,
         source=message.source or source,
         ordering_key=message.ordering_key,
-        headers={**trace_headers(), **message.headers} if isinstance(message.headers, Mapping) else message.headers,
+        headers=_traced(message.headers),
         content_type=(content_type if message.content_type is None else message.content_type) or None,
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,
@@ -89,11 +81,27 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_hea
 
     :raises InvalidMessage: one of its subclasses, naming the rule.
     """
-    for name in SHORT_STRINGS:
-        value = getattr(envelope, name)
+    try:
+        _check_common(
+            envelope.exchange,
+            envelope.routing_key,
+            envelope.type,
+            envelope.source,
+            envelope.content_type,
+            envelope.content_encoding,
+        )
+    except TypeError:  # unhashable, so it is no string
+        for name in COMMON:
+            check_short(name, getattr(envelope, name))
+    for name, value in (
+        ("message_id", envelope.message_id),
+        ("correlation_id", envelope.correlation_id),
+        ("reply_to", envelope.reply_to),
+    ):
         if value.__class__ is str and len(value) <= MAX_SHORT_BYTES and value.isascii() and "\0" not in value:
             continue  # most of them; what follows only finds out what is wrong
-        check_short(name, value)
+        if value is not None or name == "message_id":
+            check_short(name, value)
     if not envelope.message_id:
         raise PropertyRefused("message_id is empty: the inbox could not tell a duplicate")
     if envelope.ordering_key is not None:
@@ -129,6 +137,17 @@ def outbox_id(message: Message) -> UUID:
         raise PropertyRefused(
             f"message id {message.id!r} is not a UUID: use Message.id_for({message.id!r}) to make one of it"
         ) from error
+
+
+def _traced(headers: Any) -> Any:
+    """These headers, and the trace context of the current span where there is one."""
+    return {**trace_headers(), **headers} if isinstance(headers, Mapping) else headers
+
+
+@lru_cache(maxsize=4096)
+def _check_common(*values: str | None) -> None:
+    for name, value in zip(COMMON, values, strict=True):
+        check_short(name, value)
 
 
 def _milliseconds(expiration: timedelta | float | None) -> int | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -44,7 +43,7 @@ def publication(envelope: Envelope, headers: bytes | None = None) -> Publication
 
     :raises InvalidMessage: it cannot be encoded, whatever the encoder's own error was.
     """
-    with _encodable(envelope.message_id):
+    try:
         method_frame(0, envelope.exchange, envelope.routing_key)
         timestamp = envelope.timestamp
         header = content_header(
@@ -62,6 +61,8 @@ def publication(envelope: Envelope, headers: bytes | None = None) -> Publication
             type=envelope.type,
             app_id=envelope.source,
         )
+    except Exception as error:
+        raise _not_encodable(envelope.message_id, error) from error
     return Publication(envelope.message_id, envelope.exchange, envelope.routing_key, header, envelope.body)
 
 
@@ -70,9 +71,11 @@ def copy_of(message_id: str, exchange: str, routing_key: str, properties: Basic.
 
     :raises InvalidMessage: it cannot be encoded.
     """
-    with _encodable(message_id):
+    try:
         method_frame(0, exchange, routing_key)
         header = ContentHeader(properties=properties, body_size=len(body)).marshal()
+    except Exception as error:
+        raise _not_encodable(message_id, error) from error
     return Publication(message_id, exchange, routing_key, header, body)
 
 
@@ -81,12 +84,9 @@ def frames(publish: Publication, channel: int, frame_max: int) -> bytes:
     return encode.frames(channel, frame_max, publish.exchange, publish.routing_key, publish.header, publish.body)
 
 
-@contextmanager
-def _encodable(message_id: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # pamqp and struct raise four families of errors (reliability P7); all mean "never"
-        raise InvalidMessage(f"message {message_id} cannot be encoded: {error}") from error
+def _not_encodable(message_id: str, error: Exception) -> InvalidMessage:
+    """pamqp and struct raise four families of errors (reliability P7); all mean "never"."""
+    return InvalidMessage(f"message {message_id} cannot be encoded: {error}")
 
 
 def received(delivered: DeliveredMessage) -> Message:
