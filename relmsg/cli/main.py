@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg import failpoint
-from relmsg.cli import consume, database, errors, outbox, output, relay, topology
+from relmsg.cli import bench, consume, database, errors, outbox, output, relay, topology
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
 from relmsg.settings import redact
@@ -25,7 +25,7 @@ GROUPS: tuple[tuple[str, typer.Typer], ...] = (
     ("topology", topology.app),
 )
 # A single verb: `relmsg relay`. Its module has a `register(app)`.
-VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register, consume.register)
+VERBS: tuple[Callable[[typer.Typer], None], ...] = (relay.register, consume.register, bench.register)
 
 # Click's ClickException: older Typers take it from click, newer ones from a copy of their own; both export this child.
 ClickException: Any = typer.BadParameter.__mro__[2]

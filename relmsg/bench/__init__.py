@@ -1,0 +1,1 @@
+"""What `relmsg bench` runs: the product's own paths on the user's own services, in a place of its own."""
