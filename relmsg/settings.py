@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from relmsg.errors import SettingsError
+from relmsg.readers import address, http_url, number, printable, single, switch
 
 PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
@@ -105,54 +106,6 @@ def _amqp_url(text: str) -> str:
     return text
 
 
-def _http_url(text: str) -> str:
-    if not re.fullmatch(r"https?://[^/\s]\S*", text):
-        raise ValueError("is not http://user:password@host:15672")
-    return text
-
-
-def _text(text: str) -> str:
-    if not text or not text.isprintable():
-        raise ValueError("is not printable text")
-    return text
-
-
-def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if text and not (host and colon and port.isdecimal() and int(port) <= 65535):
-        raise ValueError("is not host:port (port 0 takes any free one, an empty text turns it off)")
-    return text
-
-
-def _number(kind: type[int] | type[float], least: float, most: float, unit: str) -> Callable[[Any], Any]:
-    """A reader of numbers within limits; TOML gives numbers, the environment gives texts."""
-    article = "a whole number of" if kind is int else "a number of"
-    rule = f"is not {article} {unit} from {least:g} to {most:,.0f}"
-
-    def read(value: Any) -> Any:
-        try:
-            number = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(rule) from None
-        if isinstance(value, bool) or not least <= number <= most or (kind is int and number != float(value)):
-            raise ValueError(rule)
-        return number
-
-    return read
-
-
-_SWITCH = {"on": True, "true": True, "off": False, "false": False}
-
-
-def _switch(value: Any) -> bool:
-    """TOML gives true and false, the environment texts."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str) or value.lower() not in _SWITCH:
-        raise ValueError("is not on, off, true or false")
-    return _SWITCH[value.lower()]
-
-
 _HOUR = 3600.0
 
 
@@ -176,27 +129,27 @@ class Settings:
 
     database_url: str | None = _setting(None, _database_url, secret=True)
     amqp_url: str | None = _setting(None, _amqp_url, secret=True)
-    management_url: str | None = _setting(None, _http_url, secret=True)
+    management_url: str | None = _setting(None, http_url, secret=True)
     schema: str = _setting("relmsg", schema_name)
-    config: str | None = _setting(None, _text)
+    config: str | None = _setting(None, printable)
 
-    relay_name: str = field(default_factory=relay_name, metadata={"read": _text, "secret": False})
-    batch: int = _setting(500, _number(int, 1, 10_000, "rows"))
-    window: int = _setting(2000, _number(int, 1, 65_535, "unconfirmed messages"))
-    confirm_deadline: float = _setting(30.0, _number(float, 0.1, _HOUR, "seconds"))
-    poll_min: float = _setting(0.005, _number(float, 0.001, 60, "seconds"))
-    poll_max: float = _setting(0.25, _number(float, 0.001, 60, "seconds"))
-    listen: bool = _setting(True, _switch)
-    lease: float = _setting(15.0, _number(float, 1, _HOUR, "seconds"))
-    renew: float = _setting(5.0, _number(float, 0.1, _HOUR, "seconds"))
-    drain: float = _setting(10.0, _number(float, 0, _HOUR, "seconds"))
-    max_body_bytes: int = _setting(1024 * 1024, _number(int, 1, 128 * 1024 * 1024, "bytes"))
-    probes: str = _setting(DEFAULT_PROBES, _address)
+    relay_name: str = field(default_factory=relay_name, metadata={"read": printable, "secret": False})
+    batch: int = _setting(500, number(int, 1, 10_000, "rows"))
+    window: int = _setting(2000, number(int, 1, 65_535, "unconfirmed messages"))
+    confirm_deadline: float = _setting(30.0, number(float, 0.1, _HOUR, "seconds"))
+    poll_min: float = _setting(0.005, number(float, 0.001, 60, "seconds"))
+    poll_max: float = _setting(0.25, number(float, 0.001, 60, "seconds"))
+    listen: bool = _setting(True, switch)
+    lease: float = _setting(15.0, number(float, 1, _HOUR, "seconds"))
+    renew: float = _setting(5.0, number(float, 0.1, _HOUR, "seconds"))
+    drain: float = _setting(10.0, number(float, 0, _HOUR, "seconds"))
+    max_body_bytes: int = _setting(1024 * 1024, number(int, 1, 128 * 1024 * 1024, "bytes"))
+    probes: str = _setting(DEFAULT_PROBES, address)
 
-    prefetch: int = _setting(250, _number(int, 1, 65_535, "messages"))
-    concurrency: int = _setting(8, _number(int, 1, 10_000, "handlers"))
-    consumer_drain: float = _setting(25.0, _number(float, 0, _HOUR, "seconds"))
-    heartbeat: int = _setting(10, _number(int, 1, 65_535, "seconds"))
+    prefetch: int = _setting(250, number(int, 1, 65_535, "messages"))
+    concurrency: int = _setting(8, number(int, 1, 10_000, "handlers"))
+    consumer_drain: float = _setting(25.0, number(float, 0, _HOUR, "seconds"))
+    heartbeat: int = _setting(10, number(int, 1, 65_535, "seconds"))
 
     def __repr__(self) -> str:
         pairs = ((each.name, getattr(self, each.name)) for each in fields(self))
@@ -244,7 +197,7 @@ class Settings:
             if each.name in values:
                 origin, value = values[each.name]
                 try:
-                    result[each.name] = _read(value, each.metadata["read"])
+                    result[each.name] = single(value, each.metadata["read"])
                 except (ValueError, SettingsError) as error:
                     mistakes.append(_said(origin, value, error, secret=each.metadata["secret"]))
         if not mistakes:
@@ -292,15 +245,6 @@ def _read_file(config: str | None, mistakes: list[str]) -> dict[str, Any]:
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError; they quote no values
         mistakes.append(f"{config} is not TOML: {error}")
     return {}
-
-
-def _read(value: Any, read: Callable[[Any], Any]) -> Any:
-    if isinstance(value, dict | list):
-        raise ValueError("is not a single value: settings stand at the top of the file, outside of [tables]")
-    is_number = getattr(read, "__qualname__", "").startswith("_number")
-    if not is_number and read is not _switch and not isinstance(value, str):
-        raise ValueError("is not a text: put it in quotes")
-    return read(value)
 
 
 def _said(origin: str, value: object, error: Exception, *, secret: bool) -> str:
