@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from relmsg.broker.encode import table
 from relmsg.broker.envelope import MAX_BODY_BYTES, MAX_EXPIRATION_MS, MAX_KEY_BYTES, outbox_id, seal
-from relmsg.broker.headers import MAX_BYTES, MAX_DEPTH, encoded_size
+from relmsg.broker.headers import MAX_BYTES, MAX_DEPTH, _is_plain, check_headers, encoded_size
 from relmsg.broker.wire import frames, publication
 from relmsg.errors import (
     BodyNotEncodable,
@@ -232,3 +235,32 @@ def test_the_outbox_takes_uuids_only():
     for wrong in ("order-7", "", None, 7):
         with pytest.raises(PropertyRefused, match=r"is not a UUID: use Message\.id_for"):
             outbox_id(Message(id=wrong))
+
+
+NAMES = st.text(max_size=130) | st.sampled_from(["x-a", "relmsg-a", "CC", "BCC", "n" * 128, "n" * 129, "a\0", "\ud800"])
+PLAIN = (
+    st.text(max_size=40)
+    | st.sampled_from(["a\0", "\ud800", "x" * MAX_BYTES, "x" * (MAX_BYTES - 20), Word.HELLO, Colour.RED, b"x", 1.5])
+    | st.integers(-(2**64), 2**64)
+    | st.booleans()
+    | st.none()
+    | st.lists(st.integers(), max_size=2)
+)
+
+
+@given(st.dictionaries(NAMES | st.integers(), PLAIN, max_size=8), st.integers(0, MAX_BYTES))
+@example({"h": "x" * (MAX_BYTES - 15)}, 0)
+@example({"h": 2**63}, 0)
+@example({}, MAX_BYTES)
+def test_the_quick_look_at_headers_passes_nothing_that_the_rules_refuse(headers, reserved):
+    """Whatever headers the quick look lets through, the full check lets through as well, and they can be encoded."""
+    if not _is_plain(headers, MAX_BYTES - reserved):
+        return
+    # No dict by its class, so the quick look does not see it.
+    check_headers(collections.UserDict(headers), reserved_bytes=reserved)
+    assert len(table(headers)) + reserved <= MAX_BYTES
+
+
+def test_the_quick_look_passes_headers_like_most():
+    """Flat headers in ASCII need no second look, at the limit of every kind of value."""
+    assert _is_plain({"a": "b", "n" * 128: 2**63 - 1, "c": -(2**63), "d": None, "e": True}, MAX_BYTES)
