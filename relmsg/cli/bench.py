@@ -18,7 +18,9 @@ from rich.progress import Progress as Bar
 from relmsg.bench.measure import Found
 from relmsg.bench.place import place
 from relmsg.bench.run import Part, Plan, run
+from relmsg.broker.receipt import Unknown
 from relmsg.cli import brief, options, output
+from relmsg.errors import BrokerAway, RelmsgError, ServiceAway
 from relmsg.settings import Settings
 
 COLUMNS = ("what", "rate", "CPU us each", "note", "limited by")
@@ -116,9 +118,14 @@ async def _measured(settings: Settings, plan: Plan, body: int, queue_type: str, 
             f"sends {plan.total:,} messages of {body:,} bytes through a {queue_type} queue on {hosts} and a schema on "
             f"{database}; both are called {name} and removed in the end"
         )
-        with _Shown() as shown:
-            async for row in run(ready, plan, shown):
-                found.append(row)  # noqa: PERF401 - one by one: a signal leaves those that are there
+        try:
+            with _Shown() as shown:
+                async for row in run(ready, plan, shown):
+                    found.append(row)  # noqa: PERF401 - one by one: a signal leaves those that are there
+        except RelmsgError as error:
+            if isinstance(error, ServiceAway) or (connection.is_up and not isinstance(error, Unknown)):
+                raise
+            raise BrokerAway(f"RabbitMQ went away meanwhile: {error}") from error  # whatever each row calls it
 
 
 class _Shown:

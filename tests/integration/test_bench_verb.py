@@ -15,6 +15,7 @@ from relmsg import Message, Outbox
 from relmsg.bench.place import place
 from relmsg.broker.connection import Connection
 from relmsg.settings import Settings
+from tests.support.proxy import Proxy
 
 NAME = r"relmsg_bench_[0-9a-f]{8}"
 WAY = "a consumer, "
@@ -156,6 +157,26 @@ async def test_a_service_that_is_away_is_one_line(processes, engine, variable):
     assert await process.wait(within=60) == 3
     assert process.stdout == ""
     assert len(process.stderr.splitlines()) == 1, process.stderr
+    assert await schemas(engine) == {"relmsg"}
+
+
+async def test_a_broker_that_goes_away_meanwhile_is_told_as_such(processes, engine, broker, amqp_url):
+    """Exit code 3, the rows before it are printed, and what stays in the broker is named."""
+    async with Proxy.before(amqp_url) as proxy:
+        process = await processes.relmsg(
+            "bench", "--only", "publishing", "--messages", "1000000", RELMSG_AMQP_URL=proxy.through(amqp_url)
+        )
+        name = (await process.line(f"called ({NAME})"))[1]
+        await process.line("measuring Publisher", within=60)
+        await proxy.refuse()
+        proxy.reset()
+        assert await process.wait(within=90) == 3, process.stderr
+    assert "SELECT 1" in process.stdout
+    assert f"could not remove queue {name}" in process.stderr
+    assert "Traceback" not in process.stderr
+    for thing in (name, f"{name}.errors"):
+        await broker.delete_queue(thing)
+        await broker.delete_exchange(thing)
     assert await schemas(engine) == {"relmsg"}
 
 
