@@ -16,6 +16,11 @@ from relmsg.database import translate
 from relmsg.errors import DatabaseAway
 from relmsg.outbox.outage import Outage
 
+PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
+PLANNED_ONCE = (
+    "SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off"
+)
+
 
 class Driver:
     """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
@@ -24,13 +29,22 @@ class Driver:
     asyncpg itself would wait for ever for a server that is frozen. That the database is away is logged by the
     ``outage``, which drivers may share, not by those who ask.
 
-    ``plan_cache_mode = force_custom_plan``: a statement that was planned for an empty table would otherwise keep a
-    sequential scan when thousands of rows arrive (performance.md, plan-cache trap). ``jit = off``: compiling a
-    statement that is planned anew each time takes longer than running it.
+    ``planning`` is PLANNED_EACH_TIME: a statement that was planned for an empty table would otherwise keep a sequential
+    scan when thousands of rows arrive (performance.md, plan-cache trap), and compiling what is planned anew each time
+    takes longer than running it. Or it is PLANNED_ONCE, for statements to which one index is always right: planning is
+    half of what a poll of an empty outbox costs, and with nothing else to choose from no plan can be the wrong one.
     """
 
-    def __init__(self, engine: AsyncEngine, *, deadline: float = 30.0, outage: Outage | None = None) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        deadline: float = 30.0,
+        outage: Outage | None = None,
+        planning: str = PLANNED_EACH_TIME,
+    ) -> None:
         self._engine = engine
+        self._planning = planning
         self._outage = outage or Outage("PostgreSQL")
         self._deadline = deadline
         self._connection: AsyncConnection | None = None
@@ -72,7 +86,7 @@ class Driver:
     async def _connect(self) -> Any:
         self._connection = await self._engine.connect()
         self._raw = (await self._connection.get_raw_connection()).driver_connection
-        await self._raw.execute("SET plan_cache_mode = force_custom_plan; SET jit = off")
+        await self._raw.execute(self._planning)
         return self._raw
 
     async def _drop(self) -> None:

@@ -26,7 +26,7 @@ from relmsg.database import create_engine
 from relmsg.errors import DatabaseAway
 from relmsg.migrate import require_current
 from relmsg.outbox.deletes import RETRY_SECONDS, Deletes
-from relmsg.outbox.driver import Driver
+from relmsg.outbox.driver import PLANNED_ONCE, Driver
 from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.listen import Listener
@@ -152,7 +152,7 @@ class Relay:
     ) -> None:
         settings = self._settings
         outage = self._database
-        reader, writer = Driver(engine, outage=outage), Driver(engine, outage=outage)
+        reader, writer = Driver(engine, outage=outage, planning=PLANNED_ONCE), Driver(engine, outage=outage)
         measurer = Driver(engine, deadline=MEASURE_DEADLINE, outage=outage)
         keeper = Driver(engine, deadline=settings.lease / 3, outage=outage)
         for driver in (reader, writer, measurer, keeper):

@@ -22,6 +22,10 @@ COLUMNS = """o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing
 # No lock is taken: the slots are leased, and rows never change while they wait. What is left out is left out inside the
 # database, so that a million held rows costs scans and no transfer; ``high`` bounds the scan where that could be many.
 # The running sum of sizes bounds memory; the first row always comes through.
+#
+# Here and below, rows are compared as pairs and ordered by both. ``slot = … ORDER BY id`` can be had from the primary
+# key as well, by stepping over the rows of all other slots, and where one slot had nearly all rows the planner chose
+# that. (That a key is not null, as the index on keys demands, it does not conclude from a comparison of pairs.)
 READ = """
 SELECT * FROM (
     SELECT m.*, sum(octet_length(m.body)) OVER (ORDER BY m.id) - octet_length(m.body) AS bytes_before
@@ -29,8 +33,9 @@ SELECT * FROM (
      CROSS JOIN LATERAL (
            SELECT {columns}
              FROM {outbox_message} AS o
-            WHERE o.slot = s.slot AND o.id > s.low AND o.id <= s.high AND o.parked_at IS NULL {unless}
-            ORDER BY o.id
+            WHERE (o.slot, o.id) > (s.slot, s.low) AND (o.slot, o.id) <= (s.slot, s.high)
+              AND o.parked_at IS NULL {unless}
+            ORDER BY o.slot, o.id
             LIMIT s.room) AS m) AS page
  WHERE bytes_before < $5
  ORDER BY id
@@ -44,8 +49,10 @@ SELECT * FROM (
      CROSS JOIN LATERAL (
            SELECT {columns}
              FROM {outbox_message} AS o
-            WHERE o.ordering_key = s.ordering_key AND o.id > s.low AND o.parked_at IS NULL {unless}
-            ORDER BY o.id
+            WHERE (o.ordering_key, o.id) > (s.ordering_key, s.low)
+              AND (o.ordering_key, o.id) <= (s.ordering_key, 9223372036854775807)
+              AND o.ordering_key IS NOT NULL AND o.parked_at IS NULL {unless}
+            ORDER BY o.ordering_key, o.id
             LIMIT s.room) AS m) AS page
  WHERE bytes_before < $4
  ORDER BY id
@@ -58,8 +65,9 @@ SELECT m.*
  CROSS JOIN LATERAL (
        SELECT {columns}
          FROM {outbox_message} AS o
-        WHERE o.ordering_key = s.ordering_key AND o.id > s.low AND o.id < s.high AND o.parked_at IS NULL {unless}
-        ORDER BY o.id
+        WHERE (o.ordering_key, o.id) > (s.ordering_key, s.low) AND (o.ordering_key, o.id) < (s.ordering_key, s.high)
+          AND o.ordering_key IS NOT NULL AND o.parked_at IS NULL {unless}
+        ORDER BY o.ordering_key, o.id
         LIMIT $4) AS m
  ORDER BY m.id
 """
@@ -92,8 +100,9 @@ SELECT s.slot, t.id
   FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, top)
  CROSS JOIN LATERAL (
        SELECT o.id FROM {outbox_message} AS o
-        WHERE o.slot = s.slot AND o.id > s.top AND o.parked_at IS NULL
-        ORDER BY o.id DESC
+        WHERE (o.slot, o.id) > (s.slot, s.top) AND (o.slot, o.id) <= (s.slot, 9223372036854775807)
+          AND o.parked_at IS NULL
+        ORDER BY o.slot DESC, o.id DESC
         LIMIT 1) AS t
 """
 
@@ -117,8 +126,9 @@ SELECT coalesce(extract(epoch FROM clock_timestamp() - min(f.created_at)), 0)::f
   FROM unnest($1::smallint[]) AS s(slot)
  CROSS JOIN LATERAL (
        SELECT o.created_at FROM {outbox_message} AS o
-        WHERE o.slot = s.slot AND o.parked_at IS NULL
-        ORDER BY o.id
+        WHERE (o.slot, o.id) > (s.slot, 0) AND (o.slot, o.id) <= (s.slot, 9223372036854775807)
+          AND o.parked_at IS NULL
+        ORDER BY o.slot, o.id
         LIMIT 1) AS f
 """
 

@@ -131,6 +131,33 @@ async def test_a_hot_key_takes_no_room_from_its_slot(
     assert all(bodies == sorted(bodies) for bodies in sent.values())
 
 
+async def test_a_slot_with_nearly_all_rows_is_not_read_by_the_others(
+    engine: AsyncEngine, database_url: str, amqp_url: str, broker: Broker
+) -> None:
+    """Where statistics say that one slot has all rows, the other slots are still read by their own index, and not by
+    stepping over that one's rows in the primary key."""
+    await broker.queue("q")
+    await fill(engine, 40_000, key="'hot'")
+    async with engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await autocommit.execute(text("VACUUM ANALYZE relmsg.outbox_message"))
+    async with relaying(database_url, amqp_url):
+        await fill(engine, 1000, key="'cold ' || i")
+
+        async def only_the_hot_key_waits() -> None:
+            async with engine.connect() as connection:
+                cold = "SELECT count(*) FROM relmsg.outbox_message WHERE ordering_key <> 'hot'"
+                assert await connection.scalar(text(cold)) == 0
+
+        await eventually(only_the_hot_key_waits, within=60)
+        await asyncio.sleep(1.1)  # PostgreSQL tells its statistics once a second at most
+    async with engine.connect() as connection:
+        stepped_over = await connection.scalar(
+            text("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_message_pkey'")
+        )
+    assert stepped_over < 2 * 41_000  # what was deleted; not 40,000 for each slot at each read
+
+
 @pytest.mark.parametrize("cheap", [True, False])
 async def test_an_earlier_row_that_was_committed_late_goes_first(
     cheap: bool,
