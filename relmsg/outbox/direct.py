@@ -7,12 +7,14 @@ SQLAlchemy's own execution costs the caller about 40 us of Python a statement, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import asyncpg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+
+Transaction: TypeAlias = AsyncSession | AsyncConnection
 
 # As SQLAlchemy's asyncpg dialect sorts them; the first that fits.
 KINDS = (
@@ -26,48 +28,54 @@ KINDS = (
 class Direct:
     """Runs statements that return nothing.
 
-    The driver is only used in a transaction that SQLAlchemy has begun; the statement that begins one goes through
-    SQLAlchemy. After an error SQLAlchemy knows of it (its ``handle_error`` listeners, a lost connection), and after a
-    cancellation the connection is invalid: a COMMIT that PostgreSQL would answer with a rollback never passes for one.
+    asyncpg itself is only used in a transaction that SQLAlchemy has begun; the statement that begins one goes through
+    SQLAlchemy's cursor, which sends BEGIN. After an error SQLAlchemy knows of it (its ``handle_error`` listeners, a
+    lost connection), and after a cancellation the connection is invalid: a COMMIT that PostgreSQL would answer with a
+    rollback never passes for one.
     """
 
     @staticmethod
-    async def execute(connection: AsyncConnection, sql: str, args: Sequence[Any]) -> None:
-        """Run a statement.
+    def begun(connection: Connection) -> bool:
+        """Whether a transaction is open on the driver's connection: what ``execute`` needs."""
+        return _driver(connection) is not None
+
+    @staticmethod
+    async def execute(tx: Transaction, connection: Connection, sql: str, args: Sequence[Any]) -> None:
+        """Run a statement in the transaction that has begun on this connection of ``tx``.
 
         :raises DBAPIError: as SQLAlchemy would.
         """
-        driver = _driver(connection.sync_connection)
-        if driver is None:
-            await connection.exec_driver_sql(sql, tuple(args))
-            return
+        driver = _driver(connection)
         try:
             await driver.fetch(sql, *args)
         except Exception as error:  # noqa: BLE001 - asyncpg's, and those of the socket below it
-            await connection.run_sync(_failed, sql, error)
+            failure = error
+            await tx.run_sync(lambda _: _failed(connection, sql, failure))
         except BaseException:
-            await connection.invalidate()
+            await tx.run_sync(lambda _: connection.invalidate())
             raise
 
     @staticmethod
     def execute_sync(connection: Connection, sql: str, args: Sequence[Any]) -> None:
-        """The same inside of SQLAlchemy's events."""
-        driver = _driver(connection)
-        if driver is None:
-            connection.exec_driver_sql(sql, tuple(args))
-            return
+        """The same where SQLAlchemy runs synchronous code; it may be the first statement of a transaction."""
+        dbapi: Any = connection.connection
         try:
-            connection.connection.dbapi_connection.run_async(lambda _: driver.fetch(sql, *args))  # type: ignore[union-attr]
-        except Exception as error:  # noqa: BLE001 - asyncpg's, and those of the socket below it
+            driver = _driver(connection)
+            if driver is None:
+                cursor = dbapi.cursor()
+                cursor.execute(sql, args)
+                cursor.close()
+            else:
+                dbapi.dbapi_connection.run_async(lambda _: driver.fetch(sql, *args))
+        except Exception as error:  # noqa: BLE001 - the dialect's, asyncpg's, and those of the socket below it
             _failed(connection, sql, error)
         except BaseException:
             connection.invalidate()
             raise
 
 
-def _driver(connection: Connection | None) -> Any:
+def _driver(connection: Connection) -> Any:
     """The driver's connection, if a transaction is open there."""
-    assert connection is not None
     driver: Any = connection.connection.driver_connection
     return driver if isinstance(driver, asyncpg.Connection) and driver.is_in_transaction() else None
 
@@ -81,10 +89,12 @@ def _failed(connection: Connection, sql: str, error: Exception) -> NoReturn:
     else:
         lost = False
     dbapi: Any = connection.dialect.loaded_dbapi
-    kind = next((name for each, name in KINDS if isinstance(error, each)), "Error")
-    translated = getattr(dbapi, kind)(f"{type(error)}: {error}")
-    translated.sqlstate = translated.pgcode = getattr(error, "sqlstate", None)
-    translated.__cause__ = error
+    translated: Any = error
+    if not isinstance(error, dbapi.Error):
+        kind = next((name for each, name in KINDS if isinstance(error, each)), "Error")
+        translated = getattr(dbapi, kind)(f"{type(error)}: {error}")
+        translated.sqlstate = translated.pgcode = getattr(error, "sqlstate", None)
+        translated.__cause__ = error
     raise DBAPIError.instance(
         sql, None, translated, dbapi.Error, connection_invalidated=lost, dialect=connection.dialect
     ) from translated

@@ -11,10 +11,9 @@ from uuid import UUID
 
 import msgspec
 from sqlalchemy import Connection, Insert, Interval, bindparam, func
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from relmsg.broker.envelope import Envelope
-from relmsg.outbox.direct import Direct
+from relmsg.outbox.direct import Direct, Transaction
 from relmsg.schema import quoted, tables
 
 MOST_BYTES = 256 * 1024 * 1024  # of bodies in one statement: PostgreSQL takes less than 1 GiB of parameters
@@ -92,19 +91,19 @@ class Insertion:
         """The insertion into this schema: built once, for building it costs more than the row does."""
         return Insertion(schema)
 
-    async def write(self, connection: AsyncConnection, rows: Sequence[SealedRow]) -> None:
-        """Write the rows.
+    async def write(self, tx: Transaction, connection: Connection, rows: Sequence[SealedRow]) -> None:
+        """Write the rows, on this connection of ``tx``.
 
         :raises DBAPIError: SQLAlchemy's errors; the transaction can then only be rolled back.
         """
-        if connection.dialect.driver == "asyncpg":
+        if connection.dialect.driver == "asyncpg" and Direct.begun(connection):
             for sql, args in self._statements(rows):
-                await Direct.execute(connection, sql, args)
+                await Direct.execute(tx, connection, sql, args)
         else:
-            await connection.execute(self._core, [_as_columns(row) for row in rows])
+            await tx.run_sync(lambda _: self.write_sync(connection, rows))
 
     def write_sync(self, connection: Connection, rows: Sequence[SealedRow]) -> None:
-        """The same, from where SQLAlchemy runs synchronous code: inside of its events."""
+        """The same where SQLAlchemy runs synchronous code: in ``run_sync``, and inside of its events."""
         if connection.dialect.driver == "asyncpg":
             for sql, args in self._statements(rows):
                 Direct.execute_sync(connection, sql, args)

@@ -26,6 +26,7 @@ Wake = Callable[[], object]
 TRANSACTION_CONTROL = re.compile(
     r"\s*(COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE|PREPARE\s+TRANSACTION)\b", re.IGNORECASE
 )
+WRITTEN = (None,)  # what stands for rows that have been written already: one is enough, someone is to be woken
 ledgers: WeakKeyDictionary[Connection, Ledger] = WeakKeyDictionary()
 
 

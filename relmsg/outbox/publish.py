@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
 
-from sqlalchemy import Insert
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import Connection, Insert
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id, seal
-from relmsg.errors import TransactionRequired, UsageError
+from relmsg.errors import UsageError
 from relmsg.message import Message
+from relmsg.outbox.direct import Transaction
 from relmsg.outbox.insert import Insertion, SealedRow, sealed_row
-from relmsg.outbox.ledger import Wake
+from relmsg.outbox.ledger import WRITTEN, Ledger, Wake
+from relmsg.outbox.protected import connection_of, known_connection
 from relmsg.outbox.transactions import ledger_of
 from relmsg.outbox.wrap import OutboxExchange
 from relmsg.schema import DEFAULT_SCHEMA
-
-Transaction: TypeAlias = AsyncSession | AsyncConnection
 
 
 class Outbox:
@@ -75,8 +75,7 @@ class Outbox:
         :raises InvalidMessage: one of its subclasses, naming the rule that the message breaks.
         :raises TransactionRequired: ``tx`` has no transaction, or its connection commits by itself (AUTOCOMMIT).
         """
-        row = self._row(message)
-        await self._publish(await _protected(tx), [row])
+        await self._publish(tx, [self._row(message)])
         return message
 
     async def publish_many(self, tx: Transaction, messages: Iterable[Message]) -> Sequence[Message]:
@@ -86,10 +85,7 @@ class Outbox:
         :raises TransactionRequired: as ``publish``.
         """
         batch = list(messages)
-        rows = [self._row(message) for message in batch]
-        connection = await _protected(tx)
-        if rows:
-            await self._publish(connection, rows)
+        await self._publish(tx, [self._row(message) for message in batch])
         return batch
 
     def insert(self, message: Message) -> Insert:
@@ -114,54 +110,31 @@ class Outbox:
             raise UsageError(f"publish(tx, message): the message is a relmsg.Message, not a {type(message).__name__}")
         return sealed_row(outbox_id(message), seal(message, source=self.source, max_body_bytes=self.max_body_bytes))
 
-    async def _publish(self, connection: AsyncConnection, rows: Sequence[SealedRow]) -> None:
-        if not self._collect and self._wake is None:
-            await self._insertion.write(connection, rows)
+    async def _publish(self, tx: Transaction, rows: Sequence[SealedRow]) -> None:
+        connection = known_connection(tx)
+        if connection is None:
+            # All of it in one go: each trip into SQLAlchemy's synchronous world costs as much as a message.
+            assert isinstance(tx, AsyncSession)
+            await tx.run_sync(self._publish_sync, rows)
             return
-        assert connection.sync_connection is not None
-        ledger = ledger_of(connection.sync_connection)
-        if self._collect:
-            ledger.publish(connection.sync_connection, self._insertion, rows, self._wake)
-        else:
-            await self._insertion.write(connection, rows)
-            ledger.publish(connection.sync_connection, self._insertion, [None], self._wake)
+        if not rows:
+            return
+        ledger = self._ledger(connection)
+        if not self._collect:
+            await self._insertion.write(tx, connection, rows)
+        if ledger is not None:
+            ledger.publish(connection, self._insertion, rows if self._collect else WRITTEN, self._wake)
 
+    def _publish_sync(self, session: Session, rows: Sequence[SealedRow]) -> None:
+        connection = connection_of(session)
+        if not rows:
+            return
+        ledger = self._ledger(connection)
+        if not self._collect:
+            self._insertion.write_sync(connection, rows)
+        if ledger is not None:
+            ledger.publish(connection, self._insertion, rows if self._collect else WRITTEN, self._wake)
 
-async def _protected(tx: Transaction) -> AsyncConnection:
-    """The connection of an open transaction that will not commit behind the caller's back."""
-    if isinstance(tx, AsyncSession):
-        if not tx.in_transaction():
-            raise TransactionRequired(
-                "this session has no transaction: publish inside `async with session.begin():`, or after the work that "
-                "the message tells about, and commit both together"
-            )
-        connection = await _connection(tx)
-    elif isinstance(tx, AsyncConnection):
-        if not tx.in_transaction():
-            raise TransactionRequired("this connection has no transaction: publish inside `async with tx.begin():`")
-        connection = tx
-    else:
-        raise UsageError(
-            f"publish into an AsyncSession or an AsyncConnection, not a {type(tx).__name__}; "
-            "for sync sessions execute outbox.insert(message)"
-        )
-    assert connection.sync_connection is not None
-    # The driver's own flag: SQLAlchemy's get_isolation_level() asks the server, a round trip for every message.
-    if getattr(connection.sync_connection.connection.dbapi_connection, "autocommit", False):
-        raise TransactionRequired(
-            "this connection is in AUTOCOMMIT: the message would be sent even if your work is rolled back"
-        )
-    return connection
-
-
-async def _connection(session: AsyncSession) -> AsyncConnection:
-    """The session's connection, asked for once a transaction and savepoint: asking for it begins a savepoint that was
-    not begun yet, and costs as much as all the rest of a publish that is collected.
-    """
-    transaction = session.sync_session.get_nested_transaction() or session.sync_session.get_transaction()
-    known = session.info.get(_connection)
-    if known is not None and known[0] is transaction and transaction.is_active:
-        return known[1]  # type: ignore[no-any-return]
-    connection = await session.connection()
-    session.info[_connection] = (transaction, connection)
-    return connection
+    def _ledger(self, connection: Connection) -> Ledger | None:
+        """Where the publish is to be noted; found before anything is written, for this may be refused."""
+        return ledger_of(connection) if self._collect or self._wake is not None else None
