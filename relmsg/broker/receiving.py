@@ -10,7 +10,8 @@ from typing import Any
 from relmsg.broker.acks import Ack
 from relmsg.broker.decode import Properties, headers, moment, properties
 from relmsg.broker.encode import FRAME_END, KEY_HEADER
-from relmsg.broker.tap import FRAME
+from relmsg.broker.tap import FRAME, FRAME_HEADER, FRAME_OVERHEAD
+from relmsg.broker.tap import FRAME_END as END
 from relmsg.message import Message
 
 METHOD, HEADER, BODY = 1, 2, 3  # frame types
@@ -22,6 +23,24 @@ ACK = struct.Struct(">HHQB")
 BASIC, BASIC_ACK = 60, 80
 
 NOTHING = Properties(None, None, b"", None, None, None, None, None, None, None)
+
+# A frozen dataclass sets its fields by name, one call of object.__setattr__ each: over a microsecond more a message.
+_blank = Message.__new__
+_set: dict[str, Any] = {name: getattr(Message, name).__set__ for name in Message.__slots__}
+_set_type = _set["type"]
+_set_body = _set["body"]
+_set_exchange = _set["exchange"]
+_set_routing_key = _set["routing_key"]
+_set_ordering_key = _set["ordering_key"]
+_set_headers = _set["headers"]
+_set_id = _set["id"]
+_set_source = _set["source"]
+_set_content_type = _set["content_type"]
+_set_content_encoding = _set["content_encoding"]
+_set_correlation_id = _set["correlation_id"]
+_set_reply_to = _set["reply_to"]
+_set_expiration = _set["expiration"]
+_set_timestamp = _set["timestamp"]
 
 Arrived = Callable[[int, bool, Message, "str | None", "Exception | None"], None]
 """Told of each delivery: tag, whether it is redelivered, the message, its expiration, and what could not be read."""
@@ -48,9 +67,7 @@ class Receiving:
                 return False
             position = start + 5 + data[start + 4]  # the consumer tag: there is one consumer on the channel
             tag, redelivered = TAG.unpack_from(data, position)
-            end = position + 10 + data[position + 9]
-            exchange = _name(data[position + 10 : end])
-            routing_key = _name(data[end + 1 : end + 1 + data[end]])
+            exchange, routing_key = _address(data[position + 9 : stop])
             self._deliver = (tag, bool(redelivered & 1), exchange, routing_key)
             return True
         if self._deliver is None:
@@ -74,6 +91,47 @@ class Receiving:
             return True
         return False
 
+    def take_many(self, data: bytes, position: int, channel: int) -> int:
+        """Called by the tap before ``take``: all deliveries that follow each other whole, each with its body in one
+        frame. It says the same of them as ``take``, in one loop instead of three calls a message."""
+        if self._deliver is not None:
+            return position
+        size, unpack, arrived = len(data), FRAME.unpack_from, self._arrived
+        while size - position >= FRAME_OVERHEAD:
+            kind, number, length = unpack(data, position)
+            method = position + FRAME_HEADER
+            properties_at = method + length + 1
+            if kind != METHOD or number != channel or data[method : method + 4] != DELIVER:
+                break
+            if size - properties_at < FRAME_OVERHEAD:
+                break
+            kind, number, length = unpack(data, properties_at)
+            header_at = properties_at + FRAME_HEADER
+            body_at = header_at + length + 1
+            if kind != HEADER or number != channel or size - body_at < FRAME_OVERHEAD:
+                break
+            kind, number, length = unpack(data, body_at)
+            start = body_at + FRAME_HEADER
+            end = start + length
+            if (
+                kind != BODY
+                or number != channel
+                or end >= size
+                or BODY_SIZE.unpack_from(data, header_at + 4)[0] != length
+            ):
+                break
+            if not data[properties_at - 1] == data[body_at - 1] == data[end] == END:
+                break
+            tag_at = method + 5 + data[method + 4]
+            tag, redelivered = TAG.unpack_from(data, tag_at)
+            exchange, routing_key = _address(data[tag_at + 9 : properties_at - 1])
+            message, expiration, fault = message_of(
+                data[header_at : body_at - 1], exchange, routing_key, data[start:end]
+            )
+            arrived(tag, redelivered & 1 == 1, message, expiration, fault)
+            position = end + 1
+        return position
+
     def _complete(self, body: bytes) -> None:
         assert self._deliver is not None
         (tag, redelivered, exchange, routing_key), self._deliver = self._deliver, None
@@ -89,43 +147,46 @@ def message_of(
     Nothing is guessed: a message without an id has an empty one. Headers keep what the broker put into them. What can
     not be read is left out, strings that are not UTF-8 show the bytes at fault as replacement characters.
     """
-    came, fault = _properties(header)
-    found: dict[str, Any] = {}
-    timestamp = None
     try:
-        if came.table:
-            found = headers(came.table)
-        if came.timestamp is not None:
-            timestamp = moment(came.timestamp)
+        came, fault = properties(header), None
+    except Exception as error:  # noqa: BLE001 - struct, index, value and Unicode errors: no content header as it should be
+        came, fault = _readable(header), error
+    content_type, content_encoding, table, correlation_id, reply_to, expiration, message_id, seconds, type_, source = (
+        came
+    )
+    found: dict[str, Any] = {}
+    key = timestamp = None
+    try:
+        if table:
+            found = headers(table)
+            key = found.get(KEY_HEADER)
+        if seconds is not None:
+            timestamp = moment(seconds)
     except Exception as error:  # noqa: BLE001 - of several families, pamqp's among them; the message is at fault
         fault = error
-    key = found.get(KEY_HEADER) if found else None
-    message = Message(
-        type=came.type,
-        body=body,
-        exchange=exchange,
-        routing_key=routing_key,
-        ordering_key=key if isinstance(key, str) and key else None,
-        headers=found,
-        id=came.message_id or "",
-        source=came.app_id,
-        content_type=came.content_type,
-        content_encoding=came.content_encoding,
-        correlation_id=came.correlation_id,
-        reply_to=came.reply_to,
-        timestamp=timestamp,
-    )
-    return message, came.expiration, fault
+    message = _blank(Message)
+    _set_type(message, type_)
+    _set_body(message, body)
+    _set_exchange(message, exchange)
+    _set_routing_key(message, routing_key)
+    _set_ordering_key(message, key if key and isinstance(key, str) else None)
+    _set_headers(message, found)
+    _set_id(message, message_id or "")
+    _set_source(message, source)
+    _set_content_type(message, content_type)
+    _set_content_encoding(message, content_encoding)
+    _set_correlation_id(message, correlation_id)
+    _set_reply_to(message, reply_to)
+    _set_expiration(message, None)
+    _set_timestamp(message, timestamp)
+    return message, expiration, fault
 
 
-def _properties(header: bytes) -> tuple[Properties, Exception | None]:
+def _readable(header: bytes) -> Properties:
     try:
-        return properties(header), None
-    except Exception as error:  # noqa: BLE001 - struct, index, value and Unicode errors: no content header as it should be
-        try:
-            return properties(header, errors="replace"), error
-        except Exception:  # noqa: BLE001 - as above; not even its structure can be read
-            return NOTHING, error
+        return properties(header, errors="replace")
+    except Exception:  # noqa: BLE001 - as above; not even its structure can be read
+        return NOTHING
 
 
 def ack_frames(channel: int, acks: Sequence[Ack]) -> bytes:
@@ -135,5 +196,7 @@ def ack_frames(channel: int, acks: Sequence[Ack]) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _name(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace")
+def _address(raw: bytes) -> tuple[str, str]:
+    """Exchange and routing key, two short strings."""
+    end = 1 + raw[0]
+    return raw[1:end].decode("utf-8", "replace"), raw[end + 1 : end + 1 + raw[end]].decode("utf-8", "replace")

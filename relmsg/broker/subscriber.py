@@ -196,7 +196,7 @@ class _Channel:
         await answer(channel.basic_qos(prefetch_count=prefetch), within=ANSWER_SECONDS)
         self._tap = self._connection.tap
         if self._tap is not None:
-            self._tap.attach(channel.number, self._receiving)
+            self._tap.attach(channel.number, self._receiving, self._receiving.take_many)
         begun = await answer(channel.basic_consume(self._queue, self._note, no_ack=False), within=ANSWER_SECONDS)
         self._tag = begun.consumer_tag
 

@@ -52,6 +52,11 @@ class Sink(Protocol):
         ...
 
 
+TakeMany = Callable[[bytes, int, int], int]
+"""Given data, a position and a channel: takes the frames from there on, as far as they are whole, of that channel and
+as usual, and tells where the others begin. Those are left to ``Sink.take``."""
+
+
 class Tap(asyncio.StreamReaderProtocol):
     """The protocol between one socket and aiormq's reader.
 
@@ -66,6 +71,7 @@ class Tap(asyncio.StreamReaderProtocol):
         """Whether bulk publishing has proven itself on this connection; None until it was tried."""
         self._loop = loop
         self._sinks: dict[int, Sink] = {}
+        self._many: dict[int, TakeMany] = {}
         self._rest = b""
         self._understood = True
         self._passed_at = loop.time()
@@ -76,14 +82,18 @@ class Tap(asyncio.StreamReaderProtocol):
         """Remember the writer that belongs to this socket; aiormq uses the same one."""
         self._writer = writer
 
-    def attach(self, channel: int, sink: Sink) -> None:
-        """From now on the frames of this channel are offered to ``sink`` first."""
+    def attach(self, channel: int, sink: Sink, take_many: TakeMany | None = None) -> None:
+        """From now on the frames of this channel are offered to ``sink`` first, and many at once before that."""
         self._sinks[channel] = sink
+        self._many.pop(channel, None)
+        if take_many is not None:
+            self._many[channel] = take_many
 
     def detach(self, channel: int, sink: Sink) -> None:
         """The channel is gone; its number may have a new owner already, who is left alone."""
         if self._sinks.get(channel) is sink:
             del self._sinks[channel]
+            self._many.pop(channel, None)
 
     @property
     def is_open(self) -> bool:
@@ -109,7 +119,7 @@ class Tap(asyncio.StreamReaderProtocol):
             data = self._rest + data
         position = passed = 0
         size = len(data)
-        sinks, unpack = self._sinks, FRAME.unpack_from
+        sinks, many, unpack = self._sinks, self._many, FRAME.unpack_from
         while size - position >= FRAME_OVERHEAD:
             kind, channel, length = unpack(data, position)
             end = position + FRAME_OVERHEAD + length
@@ -121,7 +131,12 @@ class Tap(asyncio.StreamReaderProtocol):
                 break
             self.frames += 1
             sink = sinks.get(channel)
-            if sink is not None and sink.take(kind, data, position + FRAME_HEADER, end - 1):
+            taken = many[channel](data, position, channel) if channel in many else position
+            if taken > position:
+                if passed < position:
+                    self._pass(data[passed:position])
+                passed = end = taken
+            elif sink is not None and sink.take(kind, data, position + FRAME_HEADER, end - 1):
                 if passed < position:
                     self._pass(data[passed:position])
                 passed = end

@@ -38,7 +38,7 @@ class Consumer:
         publishing: Connection,
         rest: Rest,
         *,
-        prefetch: int,
+        prefetch: Mapping[str, int],
         drain: float,
         clock: Clock,
     ) -> None:
@@ -85,7 +85,9 @@ class Consumer:
                 await require_queue(self._publishing, queue)
                 await self._worker.errors.declare(queue)
                 await stack.enter_async_context(connection)
-                self._subscribers.append(Subscriber(connection, queue, self._intake.put, prefetch=self._prefetch))
+                self._subscribers.append(
+                    Subscriber(connection, queue, self._intake.put, prefetch=self._prefetch[queue])
+                )
             stack.push_async_callback(self._drain)
             for subscriber in self._subscribers:
                 await subscriber.start()

@@ -125,7 +125,8 @@ class Groups:
             error = await called(handler, handler(task.message, session, task.event), turn, self._metrics)
             if error is not None:
                 return done, error
-            session.expunge_all()
+            if turn.has_objects():
+                session.expunge_all()
             if done + 1 == (len(fresh) + 1) // 2:
                 reach("consumer.inside_group")
         return len(fresh), None

@@ -35,6 +35,10 @@ from relmsg.schema import DEFAULT_SCHEMA
 from relmsg.settings import amqp_urls
 from relmsg.topology import ERROR_EXCHANGE
 
+PREFETCH = 250
+GROUPS_AHEAD = 5  # of a list handler: some run or commit while others are on their way from the broker
+MOST = 65_535  # AMQP: a prefetch count has 16 bits
+
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
@@ -50,9 +54,10 @@ class Inbox:
     :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
     :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
         is made from their content, and two equal messages are one.
-    :param prefetch: messages the broker hands over ahead of the acks, for each queue. Enough for several groups: one
-        fills while another commits. What one process holds another cannot have: with handlers that take seconds and
-        several processes on one queue, a small number, such as twice ``concurrency``, shares the messages more evenly.
+    :param prefetch: messages the broker hands over ahead of the acks, for each queue. By default 250, or five groups of
+        the largest list handler of the queue (1000) where that is more: one group fills while others commit. What one
+        process holds another cannot have, and all of it is held in memory: with handlers that take seconds and several
+        processes on one queue, or with large bodies, a small number, such as twice ``concurrency``, is better.
     :param concurrency: handlers that run at a time, for all queues together.
     :param drain: seconds that running handlers are given to finish when the process is to stop.
     :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
@@ -67,7 +72,7 @@ class Inbox:
         amqp_url: str | None = None,
         missing_id: MissingId = "reject",
         error_exchange: str = ERROR_EXCHANGE,
-        prefetch: int = 250,
+        prefetch: int | None = None,
         concurrency: int = 8,
         drain: float = 25.0,
         heartbeat: float = 10.0,
@@ -87,7 +92,7 @@ class Inbox:
         self.schema = schema
         self.sessions = sessions
         self.metrics = Metrics()
-        self.prefetch = require_prefetch(prefetch)
+        self.prefetch = None if prefetch is None else require_prefetch(prefetch)
         self.concurrency = _at_least(1, "concurrency", concurrency)
         self.drain = _at_least(0.0, "drain", drain)
         self.heartbeat = _at_least(1.0, "heartbeat", heartbeat)
@@ -196,7 +201,7 @@ class Inbox:
         await self._require_tables()
         self._consumer = self._assemble(
             amqp_urls(url),
-            require_prefetch(self.prefetch if prefetch is None else prefetch),
+            self._prefetch_of(self.prefetch if prefetch is None else require_prefetch(prefetch)),
             _at_least(1, "concurrency", self.concurrency if concurrency is None else concurrency),
             _at_least(0.0, "drain", self.drain if drain is None else drain),
             _at_least(1.0, "heartbeat", self.heartbeat if heartbeat is None else heartbeat),
@@ -219,7 +224,14 @@ class Inbox:
         if isinstance(bind, AsyncEngine):
             await require_current(bind, self.schema)
 
-    def _assemble(self, urls: list[str], prefetch: int, concurrency: int, drain: float, heartbeat: float) -> Consumer:
+    def _prefetch_of(self, told: int | None) -> dict[str, int]:
+        """For each queue what was told, or what keeps its groups full."""
+        largest = self._registry.largest_list
+        return {queue: told or min(MOST, max(PREFETCH, largest(queue) * GROUPS_AHEAD)) for queue in self.queues}
+
+    def _assemble(
+        self, urls: list[str], prefetch: dict[str, int], concurrency: int, drain: float, heartbeat: float
+    ) -> Consumer:
         rest, store = Rest(), Store(self.schema)
         database = Gate(f"{self.name}, database", rest=rest, clock=self._clock, chance=self._chance)
         errors = Gate(f"{self.name}, error exchange", rest=rest, clock=self._clock, chance=self._chance)

@@ -350,3 +350,20 @@ def test_an_inbox_wants_a_sessionmaker(wrong):
     """An engine or a URL in its place is told when the inbox is made."""
     with pytest.raises(UsageError, match="async_sessionmaker"):
         Inbox("billing", wrong)
+
+
+def test_the_prefetch_of_a_queue_holds_five_groups_of_lists_unless_one_is_told() -> None:
+    """1000 for lists of 200, 250 without list handlers, and never more than AMQP can say."""
+    inbox = Inbox("billing", async_sessionmaker())
+
+    @inbox.handler("one", queue="singles")
+    async def one(message: Message) -> None: ...
+
+    @inbox.handler("many", queue="lists")
+    async def many(messages: list[Message]) -> None: ...
+
+    @inbox.handler("huge", queue="huge", group=60_000, consumer="huge")
+    async def huge(messages: list[Message]) -> None: ...
+
+    assert inbox._prefetch_of(None) == {"singles": 250, "lists": 1000, "huge": 65_535}
+    assert inbox._prefetch_of(7) == {"singles": 7, "lists": 7, "huge": 7}

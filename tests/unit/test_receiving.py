@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,7 +17,7 @@ from pamqp.header import ContentHeader
 
 from relmsg.broker.acks import Ack
 from relmsg.broker.receiving import Receiving, ack_frames, message_of
-from relmsg.broker.tap import FRAME_HEADER
+from relmsg.broker.tap import FRAME, FRAME_HEADER, Tap
 from relmsg.broker.wire import received
 from relmsg.message import Message
 
@@ -133,6 +134,61 @@ def test_frames_become_messages(sent):
     assert arrived == [(tag, redelivered, body, f"r{tag}") for tag, (body, _, redelivered) in enumerate(sent, 1)]
 
 
+CHUNKS = st.lists(st.integers(1, 900), max_size=30)
+KINDS = st.sampled_from(["whole", "empty", "in pieces", "of another channel", "no delivery", "broken"])
+
+
+@given(st.lists(KINDS, max_size=12), CHUNKS)
+def test_deliveries_taken_in_bulk_are_those_taken_one_by_one(kinds, chunks):
+    """However the stream is cut, whatever stands between: each delivery comes once, in order, and the rest passes."""
+    bytes_of = {
+        "whole": (1, [b"body" * 60]),
+        "empty": (1, []),
+        "in pieces": (1, [b"one", b"two"]),
+        "of another channel": (2, [b"other"]),
+    }
+    stream, expected, passing = b"", [], b""
+    for tag, kind in enumerate(kinds, 1):
+        if kind == "no delivery":
+            part = frame.marshal(commands.Basic.CancelOk("consumer"), 1)
+        elif kind == "broken":  # a content header of which no property can be read
+            part = frame.marshal(commands.Basic.Deliver("consumer", tag, False, "e", "r"), 1)
+            part += FRAME.pack(2, 1, 14) + b"\0\x3c" + b"\0" * 9 + b"\x01" + b"\xff\xff" + b"\xce"
+            part += frame.marshal(ContentBody(b"x"), 1)
+            expected.append((tag, False, b"x", "e", "r", True))
+        else:
+            channel, bodies = bytes_of[kind]
+            body, redelivered = b"".join(bodies), tag % 3 == 0
+            header = ContentHeader(body_size=len(body), properties=commands.Basic.Properties(message_id=str(tag)))
+            parts = [commands.Basic.Deliver("consumer", tag, redelivered, "e", f"r{tag}"), header]
+            part = b"".join(frame.marshal(each, channel) for each in [*parts, *map(ContentBody, bodies)])
+            if channel == 1:
+                expected.append((tag, redelivered, body, "e", f"r{tag}", False))
+        stream += part
+        if kind in ("no delivery", "of another channel"):
+            passing += part
+    arrived = []
+
+    def note(tag: int, redelivered: bool, message: Message, _: str | None, fault: Exception | None) -> None:
+        where = (message.exchange, message.routing_key)
+        arrived.append((tag, redelivered, message.body, *where, fault is not None))
+
+    async def received() -> bytes:
+        reader = asyncio.StreamReader(limit=2**24)
+        tap, receiving = Tap(reader, asyncio.get_running_loop()), Receiving(note, closed=lambda: None)
+        tap.attach(1, receiving, receiving.take_many)
+        position = 0
+        for size in [*chunks, len(stream)]:
+            if piece := stream[position : position + size]:
+                tap.data_received(piece)
+            position += size
+        reader.feed_eof()
+        return await reader.read()
+
+    assert asyncio.run(received()) == passing
+    assert arrived == expected
+
+
 @pytest.mark.parametrize(
     "other", [commands.Basic.ConsumeOk("tag"), commands.Basic.Cancel("tag"), commands.Channel.Close(404, "x", 0, 0)]
 )
@@ -145,7 +201,7 @@ def test_what_is_no_delivery_is_left_to_aiormq(other):
     assert closed == [True] * isinstance(other, commands.Channel.Close)
 
 
-@given(st.lists(st.builds(Ack, st.integers(1, 2**63), st.booleans()), max_size=5))
+@given(st.lists(st.builds(Ack, st.integers(1, 2**63 - 1), st.booleans()), max_size=5))
 def test_acks_are_written_as_pamqp_writes_them(acks):
     """The frames of acks are byte for byte those of pamqp."""
     assert ack_frames(7, acks) == b"".join(
