@@ -67,9 +67,14 @@ class Ledger:
         self, connection: Connection, insertion: Insertion, rows: Sequence[SealedRow | None], wake: Wake | None
     ) -> None:
         """Note publishes; a row that is None has been written already."""
-        self._driver = connection.connection.driver_connection
-        self._begun = self._begun or self._driver.is_in_transaction()
+        if not self._begun:
+            self._driver = connection.connection.driver_connection
+            self._begun = self._driver.is_in_transaction()
         self._entries += [(insertion, row, wake) for row in rows]
+
+    def noted(self) -> bool:
+        """Whether the open transaction has published anything."""
+        return bool(self._entries)
 
     def statement(self, statement: str, context: object) -> None:
         """SQLAlchemy is about to send this. A savepoint of its own gets its name here.

@@ -18,6 +18,9 @@ def ledger_of(connection: Connection) -> Ledger:
 
     :raises UsageError: as ``Ledger.of``.
     """
+    known = ledgers.get(connection)
+    if known is not None and known.noted():
+        return known  # all that follows was done for this very transaction
     ledger = Ledger.of(connection)
     if connection.engine not in _watched:
         _watched.add(connection.engine)
