@@ -71,8 +71,8 @@ class Delivery:
     async def ack(self) -> bool:
         """Tell the broker that the message is dealt with; False if that cannot be said (any more).
 
-        It is written with the other acks of this turn of the event loop, or up to 20 ms later where unfinished messages
-        stand before it; this call does not wait for that. The broker may not read it any more: then the message comes
+        It is written with other acks, up to 10 ms later, or up to 20 ms more where unfinished messages stand before it;
+        this call does not wait for that. The broker may not read it any more: then the message comes
         again.
         """
         return self._origin.is_open and self._origin.finish(self._tag)

@@ -78,6 +78,40 @@ async def test_a_turn_of_the_loop_makes_one_ack():
     assert broker.written == [Ack(100, multiple=True)]
 
 
+async def test_few_of_many_wait_for_more():
+    """While the broker has much to hear of, a few finished messages are acked by one frame a little later; an eighth of
+    them is acked at once."""
+    broker = Broker()
+    acks = Acks(broker.write)
+    broker.unacked = set(range(1, 101))
+    for tag in range(1, 101):
+        acks.came(tag)
+    for tag in (1, 2, 3):
+        acks.finish(tag)
+        await turn()
+    assert broker.written == []
+
+    def one() -> None:
+        assert broker.written == [Ack(3, multiple=True)]
+
+    await eventually(one)
+    for tag in range(4, 17):
+        acks.finish(tag)
+    await turn()
+    assert broker.written[1:] == [Ack(16, multiple=True)]
+
+
+async def test_the_only_message_is_acked_at_once():
+    """Where nothing else is open, or all of it is finished, no ack waits: a prefetch of one would be slow."""
+    broker = Broker()
+    acks = Acks(broker.write)
+    broker.unacked = {1}
+    acks.came(1)
+    acks.finish(1)
+    await turn()
+    assert broker.written == [Ack(1, multiple=True)]
+
+
 async def test_what_stands_behind_an_unfinished_message_is_acked_alone():
     """A slow message holds back no acks for long: those behind it are given one by one, and no later ack covers it."""
     broker = Broker()
