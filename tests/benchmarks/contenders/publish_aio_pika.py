@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 import uuid
+from datetime import UTC, datetime
 
 import aio_pika
 
@@ -26,6 +27,9 @@ async def main(queue: str, count: int, size: int) -> None:
                 body,
                 message_id=str(uuid.uuid4()),
                 type="order.placed",
+                headers={"tenant": "acme", "region": "eu-west-1"},
+                app_id="orders",
+                timestamp=datetime.now(UTC),
                 content_type="application/json",
                 delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             )
