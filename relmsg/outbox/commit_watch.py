@@ -10,20 +10,28 @@ from collections.abc import Callable
 from typing import Any
 
 
-def after_commit(driver: Any, then: Callable[[], None]) -> Callable[[], None]:
-    """Call ``then`` on the event loop once this asyncpg connection has committed, which it is about to do; if that
-    fails, never. Returns a function that calls it off.
+class CommitWatch:
+    """Calls ``then`` on the event loop once this asyncpg connection has committed, which it is about to do; if that
+    fails, never.
+
+    An object, for functions that know each other would be left to the garbage collector, one pair a transaction.
     """
 
-    def logged(record: Any) -> None:
+    __slots__ = ("_driver", "_then")
+
+    def __init__(self, driver: Any, then: Callable[[], None]) -> None:
+        self._driver = driver
+        self._then = then
+        driver.add_query_logger(self)
+
+    def __call__(self, record: Any) -> None:
+        """The driver has run a statement."""
         if record.query.lstrip()[:6].upper() != "COMMIT":
             return
-        call_off()
+        self.call_off()
         if record.exception is None:
-            then()
+            self._then()
 
-    def call_off() -> None:
-        driver.remove_query_logger(logged)
-
-    driver.add_query_logger(logged)
-    return call_off
+    def call_off(self) -> None:
+        """Do not call any more."""
+        self._driver.remove_query_logger(self)

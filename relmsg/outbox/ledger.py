@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, TwoPhaseTransaction
 
 from relmsg.errors import UsageError
-from relmsg.outbox.commit_watch import after_commit
+from relmsg.outbox.commit_watch import CommitWatch
 from relmsg.outbox.insert import Insertion, SealedRow
 
 log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ class Ledger:
                 wakes.append(wake)
         if wakes and not failed:
             self._call_off()
-            self._call_off = after_commit(self._driver, lambda: _call(wakes))
+            self._call_off = CommitWatch(self._driver, lambda: _call(wakes)).call_off
 
     def drop(self) -> None:
         """The transaction is rolled back, and with it all that was published.
