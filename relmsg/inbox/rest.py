@@ -17,6 +17,11 @@ class Rest:
         self._resting: set[asyncio.Task[object]] = set()
         self._over = False
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the process is to stop, so that no wait begins any more."""
+        return self._over
+
     @contextmanager
     def __call__(self) -> Iterator[None]:
         """Wait inside; raises CancelledError once rest is over."""
