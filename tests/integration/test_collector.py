@@ -228,16 +228,6 @@ async def test_a_failed_write_fails_the_commit_with_sqlalchemys_error(
         assert await session.scalar(text("SELECT count(*) FROM work")) == 0
 
 
-async def test_a_failed_publish_raises_sqlalchemys_error(sessions: async_sessionmaker[AsyncSession]) -> None:
-    """Also without collecting, the error is the DBAPIError that any statement of the session would raise."""
-    async with sessions() as session, session.begin():
-        await session.execute(text("SELECT 1"))
-        with pytest.raises(DBAPIError, match="nowhere") as refused:
-            await Outbox("orders", schema="nowhere").publish(session, placed(1))
-        assert refused.value.orig.sqlstate == "42P01"
-        await session.rollback()
-
-
 async def test_a_swallowed_error_cannot_commit_silently(
     engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession]
 ) -> None:
