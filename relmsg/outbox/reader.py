@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from relmsg.clock import Clock
@@ -20,6 +21,7 @@ from relmsg.outbox.store import MOST_BYTES, OutboxStore
 READ_AHEAD = 8  # batches held in memory at most
 LEAST_PER_SLOT = 16
 MOST_OVERLOOKED = 16  # rows of one key
+CLOCK_STEP = timedelta(seconds=1)  # how far the database's clock may be set back without harm to this
 
 Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
 
@@ -64,6 +66,9 @@ class Reader:
         self._check_pace = Pace(share=0.5)
         self._number = 0
         self._share = 0
+        self._began: dict[int, datetime] = {}
+        """When the reading of each slot began, by the database's clock. A row that was written before has no overlooked
+        predecessor: whoever writes the rows of a key one after another had committed that before it was written."""
         self.slots: frozenset[int] = frozenset()
 
     def follow(self, slots: frozenset[int]) -> None:
@@ -71,6 +76,7 @@ class Reader:
         if slots == self.slots:
             return
         gone, new = self.slots - slots, slots - self.slots
+        self._began = {slot: began for slot, began in self._began.items() if slot in slots}
         if gone:
             for hold in self._holds.forget_slots(gone):
                 self._pending.forget(hold.row)
@@ -88,6 +94,9 @@ class Reader:
         """
         if not self.slots:
             return False
+        if not self.slots <= self._began.keys():
+            began = await self._store.now() - CLOCK_STEP
+            self._began = {slot: self._began.get(slot, began) for slot in self.slots}
         now = self._clock.monotonic()
         if self._positions.mark_due(now):
             self._positions.mark(await self._store.tops(self._positions.tops), now)
@@ -128,7 +137,8 @@ class Reader:
         if before != (self._holds.version, self._positions.epoch):
             return True
         cut = _cut(records)
-        rows, malformed = self._rows(records)
+        pairs, malformed = self._rows(records)
+        rows = [row for row, _ in pairs]
         for hot, most in wanted:
             ids = [record["id"] for record in records if record["ordering_key"] == hot.key]
             mine = [row for row in rows if row.ordering_key == hot.key]
@@ -208,16 +218,20 @@ class Reader:
 
     async def _admit(self, records: Sequence[Any], proven: Collection[int]) -> None:
         rows, malformed = self._rows(records)
-        for row in rows:
-            self._pending.admit(row, read=self._number, proven=row.slot in proven)
+        for row, record in rows:
+            self._pending.admit(
+                row,
+                read=self._number,
+                proven=row.ordering_key is None or row.slot in proven or record["created_at"] < self._began[row.slot],
+            )
         await self._set_aside(malformed)
 
-    def _rows(self, records: Sequence[Any]) -> tuple[list[Row], list[tuple[int, str]]]:
-        rows: list[Row] = []
+    def _rows(self, records: Sequence[Any]) -> tuple[list[tuple[Row, Any]], list[tuple[int, str]]]:
+        rows: list[tuple[Row, Any]] = []
         malformed: list[tuple[int, str]] = []
         for record in records:
             try:
-                rows.append(row_of(record, max_body_bytes=self._max_body_bytes))
+                rows.append((row_of(record, max_body_bytes=self._max_body_bytes), record))
             except InvalidMessage as error:
                 malformed.append((record["id"], f"cannot be sent: {error}"))
         return rows, malformed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from relmsg.outbox.driver import Driver
@@ -15,7 +16,7 @@ from relmsg.schema import quoted
 # What the relay takes of a row.
 COLUMNS = """o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing_key, o.ordering_key,
                   o.headers::text AS headers, o.content_type, o.content_encoding, o.correlation_id, o.reply_to,
-                  o.body, coalesce(o.occurred_at, o.created_at) AS sent_time,
+                  o.body, o.created_at, coalesce(o.occurred_at, o.created_at) AS sent_time,
                   ceil(extract(epoch FROM o.expires_at - clock_timestamp()) * 1000)::bigint AS expires_ms"""
 
 # read: the next rows of each slot, in id order, a few from every slot, so that a busy key fills only its own share.
@@ -223,6 +224,11 @@ class OutboxStore:
                 **self._names,
             )
         return text
+
+    async def now(self) -> datetime:
+        """The database's clock."""
+        moment: datetime = (await self._reader.fetch("SELECT clock_timestamp() AS now"))[0]["now"]
+        return moment
 
     async def tops(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where the ids of these slots end, for those that have rows above the ids given."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -156,6 +157,24 @@ async def test_a_slot_with_nearly_all_rows_is_not_read_by_the_others(
             text("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_message_pkey'")
         )
     assert stepped_over < 2 * 41_000  # what was deleted; not 40,000 for each slot at each read
+
+
+async def test_a_backlog_that_is_older_than_the_relay_needs_no_look_back(
+    engine: AsyncEngine, database_url: str, amqp_url: str, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keyed rows that were committed before the relay began leave at once and in order: none can be overlooked."""
+    monkeypatch.setattr("relmsg.outbox.reader.CLOCK_STEP", timedelta(0))
+    monkeypatch.setattr("relmsg.outbox.reader.Reader._look_back", _never)
+    monkeypatch.setattr("relmsg.outbox.reader.Reader._prove", _never)
+    await broker.queue("q")
+    await fill(engine, 3000, key="'k' || (i % 100)")
+    async with relaying(database_url, amqp_url):
+        await emptied(engine, within=30)
+    got = await broker.drain("q")
+    for name in {each.headers["relmsg-key"] for each in got}:
+        mine = [int(each.body) for each in got if each.headers["relmsg-key"] == name]
+        assert mine == sorted(mine)
+        assert len(mine) == 30
 
 
 @pytest.mark.parametrize("cheap", [True, False])
