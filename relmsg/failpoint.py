@@ -27,7 +27,7 @@ FAILPOINTS: dict[str, str] = {
     "consumer.inside_group": "half of a group's handlers have finished, or its list handler; nothing is committed",
     "consumer.before_commit": "the handler has finished, nothing is committed",
     "consumer.after_commit": "the effect is committed, the delivery is not acked",
-    "consumer.after_ack": "the ack is written to the socket",
+    "consumer.after_ack": "the ack is on its way: it is written within 20 ms",
 }
 
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "raise": None}

@@ -146,7 +146,7 @@ class Settings:
     max_body_bytes: int = _setting(1024 * 1024, number(int, 1, 128 * 1024 * 1024, "bytes"))
     probes: str = _setting(DEFAULT_PROBES, address)
 
-    prefetch: int = _setting(250, number(int, 1, 65_535, "messages"))
+    prefetch: int | None = _setting(None, number(int, 1, 65_535, "messages"))
     concurrency: int = _setting(8, number(int, 1, 10_000, "handlers"))
     consumer_drain: float = _setting(25.0, number(float, 0, _HOUR, "seconds"))
     heartbeat: int = _setting(10, number(int, 1, 65_535, "seconds"))

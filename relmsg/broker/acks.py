@@ -24,8 +24,8 @@ class Acks:
 
     What is finished waits up to 10 ms for more, while it is less than an eighth of what the broker has handed over and
     not heard of; then it is acked together: by one ``multiple`` ack up to the last message before which, on this
-    channel, nothing is unfinished. What is finished behind an unfinished one waits 20 ms for it
-    and is then acked alone, so that a slow message does not use up the prefetch of all the others.
+    channel, nothing is unfinished. What is finished behind an unfinished one waits 20 ms for it and is then acked
+    alone, so that a slow message does not use up the prefetch of all the others.
     """
 
     def __init__(self, write: Callable[[Sequence[Ack]], None]) -> None:

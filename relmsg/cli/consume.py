@@ -75,7 +75,7 @@ async def _consume(inbox: Inbox, settings: Settings) -> None:
             settings.amqp_url,
             stop,
             started=lambda: output.write(f"consuming {', '.join(inbox.queues)} as {inbox.name}{where}"),
-            prefetch=_changed(settings, "prefetch"),
+            prefetch=settings.prefetch,
             concurrency=_changed(settings, "concurrency"),
             drain=_changed(settings, "consumer_drain"),
             heartbeat=_changed(settings, "heartbeat"),
