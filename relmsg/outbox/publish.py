@@ -69,8 +69,8 @@ class Outbox:
     async def publish(self, tx: Transaction, message: Message) -> Message:
         """Write one message into the outbox, in the transaction of ``tx``; returns the message, with its id.
 
-        The message is checked as a whole now, the AMQP encoding included, so that one which could never be sent fails
-        here, where your transaction can still be rolled back.
+        The message is held against every rule of its AMQP encoding, so that one which could never be sent fails here,
+        where your transaction can still be rolled back.
 
         :raises InvalidMessage: one of its subclasses, naming the rule that the message breaks.
         :raises TransactionRequired: ``tx`` has no transaction, or its connection commits by itself (AUTOCOMMIT).

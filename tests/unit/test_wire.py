@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,10 +14,11 @@ from pamqp.body import ContentBody
 from pamqp.constants import DOMAIN_REGEX
 from pamqp.header import ContentHeader
 
-from relmsg.broker.envelope import MAX_EXPIRATION_MS, Envelope, check
+from relmsg.broker.envelope import MAX_EXPIRATION_MS, Envelope, check, seal
 from relmsg.broker.headers import RESERVED
 from relmsg.broker.wire import copy_of, frames, publication, received
 from relmsg.errors import InvalidMessage
+from relmsg.message import Message
 
 SMALLEST_FRAME_MAX = 4096  # AMQP 0-9-1, 4.2.3
 
@@ -187,3 +189,48 @@ def test_a_foreign_key_header_is_not_believed(key):
     header = ContentHeader(properties=commands.Basic.Properties(headers={"relmsg-key": key}))
     deliver = commands.Basic.Deliver("tag", 1, False, "", "q")
     assert received(DeliveredMessage(delivery=deliver, header=header, body=b"", channel=None)).ordering_key is None
+
+
+WILD_TEXT = st.text(max_size=300) | st.text("\0ä\ud800x", max_size=300)
+WILD = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | WILD_TEXT
+    | st.binary(max_size=20)
+    | st.lists(st.integers())
+)
+WILD_HEADERS = st.dictionaries(
+    WILD_TEXT | st.integers(),
+    st.recursive(WILD, lambda inner: st.dictionaries(WILD_TEXT, inner, max_size=3), max_leaves=4),
+)
+MESSAGES = st.builds(
+    Message,
+    type=WILD,
+    body=WILD,
+    exchange=WILD,
+    routing_key=WILD,
+    ordering_key=WILD,
+    headers=WILD_HEADERS | WILD,
+    id=WILD | st.uuids(),
+    source=WILD,
+    content_type=WILD,
+    content_encoding=WILD,
+    correlation_id=WILD,
+    reply_to=WILD,
+    expiration=WILD | st.timedeltas(),
+    timestamp=WILD | st.datetimes() | st.datetimes(timezones=st.just(UTC)),
+)
+SOUND = Message(type="t", routing_key="q", source="s", timestamp=datetime(2026, 1, 1, tzinfo=UTC))
+
+
+@given(MESSAGES, st.sets(st.sampled_from([each.name for each in fields(Message)]), max_size=3))
+def test_what_passes_the_check_can_be_encoded(wild, names):
+    """Whatever a caller puts into a message: it is refused with an InvalidMessage, or every byte of it can be sent."""
+    message = replace(SOUND, **{name: getattr(wild, name) for name in names})
+    try:
+        envelope = seal(message)
+    except InvalidMessage:
+        return
+    assert frames(publication(envelope), 1, SMALLEST_FRAME_MAX)
