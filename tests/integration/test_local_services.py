@@ -20,6 +20,8 @@ from tests.support.local_services import LOCAL, everything_is_gone, listens, run
 from tests.support.processes import Processes
 
 TELL = "import os; print('state', os.environ.get('RELMSG_LOCAL_STATE'), flush=True); "
+# Not signal.pause(): a signal that comes just before it is told to Python only after it, which is never.
+WAIT = "import time; [time.sleep(0.05) for _ in iter(int, 1)]"
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ async def test_two_runs_at_once_do_not_meet(children):
         "--",
         sys.executable,
         "-c",
-        TELL + "import sys; sys.stdin.read(); import signal; signal.pause()",
+        TELL + "import sys; sys.stdin.read(); " + WAIT,
     )
     first = await children.python(*command)
     second = await children.python(*command)
@@ -101,7 +103,7 @@ async def test_a_signal_reaches_the_command_and_then_all_is_stopped(children, si
     """The command decides how it ends; then everything that was started ends, and nothing else."""
     handler = f"import signal; signal.signal({int(signum)}, lambda *_: (print('told', flush=True), os._exit(5)))"
     process = await children.python(
-        LOCAL, "run", "--", sys.executable, "-c", f"{TELL}{handler}; print('ready', flush=True); signal.pause()"
+        LOCAL, "run", "--", sys.executable, "-c", f"{TELL}{handler}; print('ready', flush=True); {WAIT}"
     )
     directory, processes = await started(process)
     await process.line("ready")
