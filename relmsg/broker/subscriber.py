@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -179,7 +180,8 @@ class _Channel:
         self._tap: Tap | None = None
         self._channel: aiormq.Channel | None = None
         self._closing: asyncio.Future[Any] | None = None
-        self._writing: set[asyncio.Task[None]] = set()
+        self._unwritten: deque[Ack] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._tag: str | None = None
 
     @property
@@ -213,8 +215,8 @@ class _Channel:
     async def close(self) -> None:
         if self.is_open:
             self._acks.flush()
-            if self._writing:
-                await asyncio.wait(self._writing, timeout=CLOSE_SECONDS)
+            if self._writing is not None:
+                await asyncio.wait({self._writing}, timeout=CLOSE_SECONDS)
         self._lose("the channel was closed")
         if self._closing is not None:
             self._closing.cancel()
@@ -247,16 +249,19 @@ class _Channel:
         if self._tap is not None:
             self._tap.write(ack_frames(channel.number, acks))
             return
-        task = asyncio.create_task(self._write_plainly(channel, acks))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._unwritten += acks
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_plainly(channel))
 
-    async def _write_plainly(self, channel: aiormq.Channel, acks: Sequence[Ack]) -> None:
+    async def _write_plainly(self, channel: aiormq.Channel) -> None:
+        """One after another: an ack that overtook a ``multiple`` one would be for a message that is acked already."""
         try:
-            for ack in acks:
+            while self._unwritten:
+                ack = self._unwritten.popleft()
                 await answer(channel.basic_ack(ack.tag, multiple=ack.multiple), within=ANSWER_SECONDS)
         except RelmsgError as error:
             # Written or not, it must never be sent again: give the channel up, the broker then delivers again.
+            self._unwritten.clear()
             self._lose(f"an ack could not be written: {error}")
 
     def _lose(self, why: str) -> None:
