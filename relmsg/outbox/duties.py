@@ -70,8 +70,8 @@ class Duties:
 
         The age of the oldest row is that of the row that was written first, slot by slot; that costs little. Counting
         costs a second or two for each ten million rows, so it is done as often as a hundredth of the time allows: in
-        between, ``relmsg_outbox_backlog`` and ``relmsg_outbox_parked`` are those of the last count. A backlog of none
-        is seen at once.
+        between, ``relmsg_outbox_backlog`` and ``relmsg_outbox_parked`` are those of the last count. That nothing waits,
+        or something again, is seen at once.
         """
         count_at = oldest_at = 0.0
         while True:
@@ -82,7 +82,11 @@ class Duties:
                 if now >= oldest_at:
                     oldest = await self._store.oldest(self._slots.owned)
                     self._waits(oldest)
-                    oldest_at = self._after(now)
+                    # The first time is that of making the connection.
+                    oldest_at = self._after(now) if oldest_at else now
+                    if oldest is not None and not self._progress.backlog:
+                        count_at = now
+                now = self._clock.monotonic()
                 if now >= count_at:
                     self._progress.backlog, parked = await self._store.count(self._slots.owned)
                     self._metrics.backlog.set(self._progress.backlog)
