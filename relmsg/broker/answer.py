@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from aiormq import exceptions as amqp
+from aiormq.abc import AbstractChannel
 
 from relmsg.errors import AccessRefused, BrokerAway, BrokerRefused, RelmsgError
 
 T = TypeVar("T")
+
+CLOSE_SECONDS = 2.0
 
 # aiormq raises one class per AMQP reply code and drops the number; the classes that keep it carry it as first argument.
 REPLY_CODES: dict[type[BaseException], int] = {
@@ -53,6 +57,19 @@ async def answer(call: Awaitable[T], *, within: float) -> T:
         raise
     except Exception as error:
         raise translate(error) from error
+
+
+async def close_quietly(channel: AbstractChannel) -> None:
+    """Close a channel. Whatever goes wrong, at least this side is done with it, after CLOSE_SECONDS at the latest."""
+    if not channel.is_closed:
+        with suppress(Exception):
+            await answer(channel.close(), within=CLOSE_SECONDS)
+
+
+def why_closed(closing: asyncio.Future[Any]) -> BaseException:
+    """What ended the channel with this ``closing``."""
+    reason = None if closing.cancelled() else closing.exception()
+    return reason or BrokerAway("the connection to RabbitMQ was lost")
 
 
 def really_cancelled() -> bool:

@@ -34,11 +34,6 @@ class Batch:
         self._timer: asyncio.TimerHandle | None = None
         self._complete = asyncio.Event()
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether each message has its receipt."""
-        return self._complete.is_set()
-
     def acked(self, start: int, stop: int) -> int:
         """The broker has dealt with these positions: what it has not returned before is confirmed. How many are new."""
         return self._answer(start, stop, Confirmed)

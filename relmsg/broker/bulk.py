@@ -10,23 +10,21 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiormq import Channel
 
-from relmsg.broker.answer import answer
+from relmsg.broker.answer import close_quietly, why_closed
 from relmsg.broker.batch import Batch
 from relmsg.broker.decode import properties
+from relmsg.broker.frame import BODY, HEADER, METHOD
 from relmsg.broker.tap import Tap
 from relmsg.broker.wire import frames
 from relmsg.errors import BrokerAway
 
 CHUNK_BYTES = 512 * 1024  # what is handed to the socket at once; the rest waits until it has drained
-CLOSE_SECONDS = 2.0
 
-METHOD, HEADER, BODY = 1, 2, 3  # frame types
 METHOD_ID = struct.Struct(">HH")
 CONFIRM = struct.Struct(">QB")
 CONTENT = struct.Struct(">HHQ")
@@ -110,9 +108,7 @@ class BulkLine:
 
     async def close(self) -> None:
         """Close the channel. Batches under way are given up."""
-        if not self._channel.is_closed:
-            with suppress(Exception):
-                await answer(self._channel.close(), within=CLOSE_SECONDS)
+        await close_quietly(self._channel)
         self._end(BrokerAway("the channel was closed before the broker answered"))
 
     def take(self, kind: int, data: bytes, start: int, stop: int) -> bool:
@@ -169,8 +165,7 @@ class BulkLine:
         raise BrokerAway(f"RabbitMQ returned a message that nobody waits for: {message_id!r}")
 
     def _lost(self, closing: asyncio.Future[Any]) -> None:
-        reason = None if closing.cancelled() else closing.exception()
-        self._end(reason or BrokerAway("the connection to RabbitMQ was lost"))
+        self._end(why_closed(closing))
 
     def _end(self, reason: BaseException) -> None:
         self._ended = True

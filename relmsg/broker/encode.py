@@ -14,14 +14,12 @@ from typing import Any, NamedTuple
 
 from pamqp import encode as pamqp_encode
 
-FRAME_END = b"\xce"
-FRAME_OVERHEAD = 8  # type, channel, size, end
-FRAME = struct.Struct(">BHI")
-METHOD = struct.Struct(">BHIHHH")
+from relmsg.broker.frame import BODY, END, HEAD, HEADER, METHOD, OVERHEAD
+
+PUBLISH_FRAME = struct.Struct(">BHIHHH")
 CONTENT = struct.Struct(">HHQH")
 MANDATORY = b"\x01"
 BASIC, PUBLISH = 60, 40
-METHOD_TYPE, HEADER_TYPE, BODY_TYPE = 1, 2, 3
 
 # AMQP 0-9-1, 4.2.6.1: one flag a property, the first one highest; the order of the values is that of the flags.
 CONTENT_TYPE, CONTENT_ENCODING, HEADERS, DELIVERY_MODE, PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
@@ -46,7 +44,7 @@ def method_frame(channel: int, exchange: str, routing_key: str) -> bytes:
     :raises UnicodeEncodeError, ValueError: a name cannot be encoded, or takes over 255 bytes.
     """
     target = short(exchange) + short(routing_key) + MANDATORY
-    return METHOD.pack(METHOD_TYPE, channel, 6 + len(target), BASIC, PUBLISH, 0) + target + FRAME_END
+    return PUBLISH_FRAME.pack(METHOD, channel, 6 + len(target), BASIC, PUBLISH, 0) + target + END
 
 
 def content_header(
@@ -156,14 +154,14 @@ def frames(channel: int, frame_max: int, exchange: str, routing_key: str, header
     """All frames of one publish: method, header, and the body in pieces that the broker takes."""
     parts = [
         method_frame(channel, exchange, routing_key),
-        FRAME.pack(HEADER_TYPE, channel, len(header)),
+        HEAD.pack(HEADER, channel, len(header)),
         header,
-        FRAME_END,
+        END,
     ]
-    room = frame_max - FRAME_OVERHEAD
+    room = frame_max - OVERHEAD
     for start in range(0, len(body), room):
         piece = body[start : start + room] if len(body) > room else body
-        parts += (FRAME.pack(BODY_TYPE, channel, len(piece)), piece, FRAME_END)
+        parts += (HEAD.pack(BODY, channel, len(piece)), piece, END)
     return b"".join(parts)
 
 

@@ -36,7 +36,10 @@ class Line(Protocol):
         ...
 
     async def write(self, batch: Batch) -> None:
-        """Write all of a batch; its receipts come by and by. Batches are written in the order of the calls.
+        """Write all of a batch, in its order; its receipts come by and by.
+
+        Of two batches at once the frames may alternate, whole messages each: what must keep its order belongs into one
+        batch, or the second one is written when the first is confirmed.
 
         Whatever ends the line gives up every batch that is under way on it.
 

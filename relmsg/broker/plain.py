@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import Any
 
 from aiormq import Channel
@@ -11,13 +10,11 @@ from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishEr
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from relmsg.broker.answer import answer, really_cancelled, reply_code, translate
+from relmsg.broker.answer import close_quietly, really_cancelled, reply_code, translate, why_closed
 from relmsg.broker.batch import Batch
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.broker.wire import Publication
 from relmsg.errors import BrokerAway
-
-CLOSE_SECONDS = 2.0
 
 
 class PlainLine:
@@ -60,9 +57,7 @@ class PlainLine:
 
     async def close(self) -> None:
         """Close the channel. Batches under way are given up."""
-        if not self._channel.is_closed:
-            with suppress(Exception):
-                await answer(self._channel.close(), within=CLOSE_SECONDS)
+        await close_quietly(self._channel)
         self._end(BrokerAway("the channel was closed before the broker answered"))
 
     async def _publish(self, batch: Batch, position: int) -> None:
@@ -89,8 +84,7 @@ class PlainLine:
         batch.settle(position, receipt)
 
     def _lost(self, closing: asyncio.Future[Any]) -> None:
-        reason = None if closing.cancelled() else closing.exception()
-        self._end(reason or BrokerAway("the connection to RabbitMQ was lost"))
+        self._end(why_closed(closing))
 
     def _end(self, reason: BaseException) -> None:
         self._closing.cancel()

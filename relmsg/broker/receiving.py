@@ -9,12 +9,10 @@ from typing import Any
 
 from relmsg.broker.acks import Ack
 from relmsg.broker.decode import Properties, headers, moment, properties
-from relmsg.broker.encode import FRAME_END, KEY_HEADER
-from relmsg.broker.tap import FRAME, FRAME_HEADER, FRAME_OVERHEAD
-from relmsg.broker.tap import FRAME_END as END
+from relmsg.broker.encode import KEY_HEADER
+from relmsg.broker.frame import BODY, END, END_OCTET, HEAD, HEADER, METHOD, OVERHEAD
 from relmsg.message import Message
 
-METHOD, HEADER, BODY = 1, 2, 3  # frame types
 DELIVER = b"\x00\x3c\x00\x3c"
 CLOSE = b"\x00\x14\x00\x28"
 TAG = struct.Struct(">QB")
@@ -96,22 +94,22 @@ class Receiving:
         frame. It says the same of them as ``take``, in one loop instead of three calls a message."""
         if self._deliver is not None:
             return position
-        size, unpack, arrived = len(data), FRAME.unpack_from, self._arrived
-        while size - position >= FRAME_OVERHEAD:
+        size, unpack, arrived = len(data), HEAD.unpack_from, self._arrived
+        while size - position >= OVERHEAD:
             kind, number, length = unpack(data, position)
-            method = position + FRAME_HEADER
+            method = position + HEAD.size
             properties_at = method + length + 1
             if kind != METHOD or number != channel or data[method : method + 4] != DELIVER:
                 break
-            if size - properties_at < FRAME_OVERHEAD:
+            if size - properties_at < OVERHEAD:
                 break
             kind, number, length = unpack(data, properties_at)
-            header_at = properties_at + FRAME_HEADER
+            header_at = properties_at + HEAD.size
             body_at = header_at + length + 1
-            if kind != HEADER or number != channel or size - body_at < FRAME_OVERHEAD:
+            if kind != HEADER or number != channel or size - body_at < OVERHEAD:
                 break
             kind, number, length = unpack(data, body_at)
-            start = body_at + FRAME_HEADER
+            start = body_at + HEAD.size
             end = start + length
             if (
                 kind != BODY
@@ -120,7 +118,7 @@ class Receiving:
                 or BODY_SIZE.unpack_from(data, header_at + 4)[0] != length
             ):
                 break
-            if not data[properties_at - 1] == data[body_at - 1] == data[end] == END:
+            if not data[properties_at - 1] == data[body_at - 1] == data[end] == END_OCTET:
                 break
             tag_at = method + 5 + data[method + 4]
             tag, redelivered = TAG.unpack_from(data, tag_at)
@@ -191,8 +189,8 @@ def _readable(header: bytes) -> Properties:
 
 def ack_frames(channel: int, acks: Sequence[Ack]) -> bytes:
     """The frames of these acks."""
-    start = FRAME.pack(METHOD, channel, ACK.size)
-    return b"".join(start + ACK.pack(BASIC, BASIC_ACK, tag, multiple) + FRAME_END for tag, multiple in acks)
+    start = HEAD.pack(METHOD, channel, ACK.size)
+    return b"".join(start + ACK.pack(BASIC, BASIC_ACK, tag, multiple) + END for tag, multiple in acks)
 
 
 @lru_cache(maxsize=4096)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import struct
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -20,14 +19,12 @@ from aiormq.connection import TransportFactory
 from aiormq.exceptions import AMQPConnectionError
 from yarl import URL
 
-FRAME = struct.Struct(">BHI")
-FRAME_HEADER, FRAME_OVERHEAD = 7, 8  # type, channel, size; and the end octet
-FRAME_END = 0xCE
-FRAME_TYPES = frozenset({1, 2, 3, 8})
-MOST_BYTES = 64 * 1024 * 1024  # no broker of ours agrees on larger frames: whatever says so is not a frame
-HEARTBEAT = b"\x08\x00\x00\x00\x00\x00\x00\xce"
-HEARTBEAT_SECONDS = 1.0
+from relmsg.broker.frame import BODY, END, END_OCTET, HEAD, HEADER, HEARTBEAT, METHOD, OVERHEAD
 
+FRAME_TYPES = frozenset({METHOD, HEADER, BODY, HEARTBEAT})
+MOST_BYTES = 64 * 1024 * 1024  # no broker of ours agrees on larger frames: whatever says so is not a frame
+HEARTBEAT_FRAME = HEAD.pack(HEARTBEAT, 0, 0) + END
+HEARTBEAT_SECONDS = 1.0
 
 KNOWN_AIORMQ = ((7, 2), (8, 0))  # from, and below
 SWITCH = "RELMSG_BULK"
@@ -119,13 +116,13 @@ class Tap(asyncio.StreamReaderProtocol):
             data = self._rest + data
         position = passed = 0
         size = len(data)
-        sinks, many, unpack = self._sinks, self._many, FRAME.unpack_from
-        while size - position >= FRAME_OVERHEAD:
+        sinks, many, unpack = self._sinks, self._many, HEAD.unpack_from
+        while size - position >= OVERHEAD:
             kind, channel, length = unpack(data, position)
-            end = position + FRAME_OVERHEAD + length
+            end = position + OVERHEAD + length
             if end > size and kind in FRAME_TYPES and length <= MOST_BYTES:
                 break
-            if kind not in FRAME_TYPES or length > MOST_BYTES or data[end - 1] != FRAME_END:
+            if kind not in FRAME_TYPES or length > MOST_BYTES or data[end - 1] != END_OCTET:
                 self._understood = False
                 position = size
                 break
@@ -136,7 +133,7 @@ class Tap(asyncio.StreamReaderProtocol):
                 if passed < position:
                     self._pass(data[passed:position])
                 passed = end = taken
-            elif sink is not None and sink.take(kind, data, position + FRAME_HEADER, end - 1):
+            elif sink is not None and sink.take(kind, data, position + HEAD.size, end - 1):
                 if passed < position:
                     self._pass(data[passed:position])
                 passed = end
@@ -170,7 +167,7 @@ class Tap(asyncio.StreamReaderProtocol):
         """aiormq takes a connection for dead on which it reads nothing for long, and RabbitMQ sends no heartbeats while
         it sends other frames. When all of them are ours, aiormq is given a heartbeat now and then."""
         if self._loop.time() - self._passed_at >= HEARTBEAT_SECONDS:
-            self._pass(HEARTBEAT)
+            self._pass(HEARTBEAT_FRAME)
 
 
 class TappedTransport(TransportFactory):

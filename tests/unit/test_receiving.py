@@ -16,8 +16,9 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from relmsg.broker.acks import Ack
+from relmsg.broker.frame import HEAD
 from relmsg.broker.receiving import Receiving, ack_frames, message_of
-from relmsg.broker.tap import FRAME, FRAME_HEADER, Tap
+from relmsg.broker.tap import Tap
 from relmsg.broker.wire import received
 from relmsg.message import Message
 
@@ -130,7 +131,7 @@ def test_frames_become_messages(sent):
         ]
         for each in frames:
             data = frame.marshal(each, 1)
-            assert receiving.take(data[0], data, FRAME_HEADER, len(data) - 1)
+            assert receiving.take(data[0], data, HEAD.size, len(data) - 1)
     assert arrived == [(tag, redelivered, body, f"r{tag}") for tag, (body, _, redelivered) in enumerate(sent, 1)]
 
 
@@ -153,7 +154,7 @@ def test_deliveries_taken_in_bulk_are_those_taken_one_by_one(kinds, chunks):
             part = frame.marshal(commands.Basic.CancelOk("consumer"), 1)
         elif kind == "broken":  # a content header of which no property can be read
             part = frame.marshal(commands.Basic.Deliver("consumer", tag, False, "e", "r"), 1)
-            part += FRAME.pack(2, 1, 14) + b"\0\x3c" + b"\0" * 9 + b"\x01" + b"\xff\xff" + b"\xce"
+            part += HEAD.pack(2, 1, 14) + b"\0\x3c" + b"\0" * 9 + b"\x01" + b"\xff\xff" + b"\xce"
             part += frame.marshal(ContentBody(b"x"), 1)
             expected.append((tag, False, b"x", "e", "r", True))
         else:
@@ -197,7 +198,7 @@ def test_what_is_no_delivery_is_left_to_aiormq(other):
     closed: list[bool] = []
     receiving = Receiving(lambda *_: None, closed=lambda: closed.append(True))
     data = frame.marshal(other, 1)
-    assert not receiving.take(data[0], data, FRAME_HEADER, len(data) - 1)
+    assert not receiving.take(data[0], data, HEAD.size, len(data) - 1)
     assert closed == [True] * isinstance(other, commands.Channel.Close)
 
 

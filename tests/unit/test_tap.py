@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relmsg.broker.tap import FRAME, HEARTBEAT, Tap
+from relmsg.broker.frame import HEAD
+from relmsg.broker.tap import HEARTBEAT_FRAME, Tap
 
 OURS, FOREIGN = 3, 4
 
 
 def frame(kind: int, channel: int, payload: bytes) -> bytes:
-    return FRAME.pack(kind, channel, len(payload)) + payload + b"\xce"
+    return HEAD.pack(kind, channel, len(payload)) + payload + b"\xce"
 
 
 class Sink:
@@ -106,7 +107,7 @@ async def test_a_busy_channel_does_not_starve_the_heartbeat():
         time.now += 0.5
         tap.data_received(frame(1, OURS, b"ours"))
     reader.feed_eof()
-    assert await reader.read() == HEARTBEAT * 5
+    assert await reader.read() == HEARTBEAT_FRAME * 5
 
 
 async def test_a_number_with_a_new_owner_is_left_to_it():
