@@ -88,7 +88,7 @@ class Reader:
         self._pending.lane_room = self._share // 2
 
     async def read(self) -> bool:
-        """Read what there is room for; whether there may be more.
+        """Read what there is room for of what is new; whether there may be more.
 
         :raises DatabaseAway: what was not read will be.
         """
@@ -100,13 +100,21 @@ class Reader:
         now = self._clock.monotonic()
         if self._positions.mark_due(now):
             self._positions.mark(await self._store.tops(self._positions.tops), now)
-        more = False
         if self._pending.ready < self._enough and self._pending.bytes < MOST_BYTES:
-            more = await self._refill() | await self._forward()
+            return await self._refill() | await self._forward()
+        return False
+
+    async def read_late(self) -> bool:
+        """Read what was committed behind the last reads, as far as that is due; whether there may be more.
+
+        :raises DatabaseAway: what was not read will be.
+        """
+        if not self.slots:
+            return False
         late = await self._look_back()
         if self._pending.unproven:
             late |= await self._prove()
-        return await self._sweep() or late or more
+        return await self._sweep() or late
 
     # -- three ways to read, and a fourth for hot keys -----------------------------------------------------------------
 

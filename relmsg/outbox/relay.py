@@ -230,8 +230,8 @@ class Relay:
                 sent = self._send()
                 if now >= read_at or self._hinted:
                     self._hinted = False
-                    more = await self._read()
-                    sent += self._send()
+                    more, found = await self._read()
+                    sent += found
                     pause = self._settings.poll_min if more or sent else min(pause * 2, self._settings.poll_max)
                     read_at = 0.0 if more else self._clock.monotonic() + pause
                 elif sent:
@@ -254,15 +254,19 @@ class Relay:
             async with asyncio.timeout(pause):
                 await self._happened.wait()
 
-    async def _read(self) -> bool:
-        if not self._slots.owned:
-            return False
-        try:
-            more = await self._reader.read()
-        except DatabaseAway:
-            await self._clock.sleep(RETRY_SECONDS)
-            return False
-        return more
+    async def _read(self) -> tuple[bool, int]:
+        """Read, and send what was found; whether there may be more, and how many rows were sent."""
+        more, sent = False, 0
+        if self._slots.owned:
+            try:
+                more = await self._reader.read()
+                sent += self._send()  # new rows need not wait for the look at late ones, a round trip or more
+                more |= await self._reader.read_late()
+                sent += self._send()
+            except DatabaseAway:
+                await self._clock.sleep(RETRY_SECONDS)
+                more = False
+        return more, sent
 
     def _send(self) -> int:
         sent = self._sender.send() if self._slots.owned else 0
