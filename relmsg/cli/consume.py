@@ -20,7 +20,10 @@ Target = Annotated[
 Prefetch = Annotated[
     int | None,
     typer.Option(
-        "--prefetch", metavar="N", show_default=False, help="Messages taken ahead of the acks, for each queue."
+        "--prefetch",
+        metavar="N",
+        show_default=False,
+        help="Messages taken ahead of the acks, for each queue. By default 250, or 1000 with a list handler.",
     ),
 ]
 Concurrency = Annotated[

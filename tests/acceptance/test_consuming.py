@@ -139,6 +139,20 @@ async def test_sigterm_finishes_what_runs_and_leaves_the_rest(
     assert await broker.count(QUEUE) == 3
 
 
+async def test_the_environment_says_how_much_is_taken_ahead(
+    processes: Processes, module: dict[str, str], effect: AsyncEngine, broker: Broker, queue: str
+) -> None:
+    """RELMSG_PREFETCH holds for a module that says nothing of it: two are handed over, the rest stays for others."""
+    await place(broker, "slow", message_type="order.slow")
+    await place(broker, "1", "2", "3")
+    process = await consuming(processes, module, RELMSG_PREFETCH="2", RELMSG_CONCURRENCY="1")
+    await process.line("slow has begun")
+    assert await broker.count(QUEUE) == 2
+    await asyncio.to_thread(Path(module["GO"]).touch)
+    await all_taken(effect, broker, ["slow", "1", "2", "3"])
+    assert await process.terminate() == 0
+
+
 async def test_a_message_that_kills_its_worker_ends_in_the_error_queue_alone(
     processes: Processes, module: dict[str, str], effect: AsyncEngine, broker: Broker, queue: str
 ) -> None:

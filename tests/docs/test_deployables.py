@@ -6,10 +6,14 @@ import dataclasses
 import re
 import tomllib
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 from prometheus_client import generate_latest
 
+from relmsg.cli.consume import consume
+from relmsg.inbox.handler import GROUP_OF_LISTS
+from relmsg.inbox.inbox import GROUPS_AHEAD, PREFETCH
 from relmsg.inbox.metrics import Metrics
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.settings import Settings
@@ -43,6 +47,32 @@ def test_the_operations_page_names_every_setting() -> None:
     page = (ROOT / "docs/operations.md").read_text()
     named = set(re.findall(r"`RELMSG_([A-Z_]+)`", page))
     assert named == {name.upper() for name in Settings.KNOWN}
+
+
+def test_the_operations_page_shows_the_defaults() -> None:
+    """Each row of the table of settings shows the defaults that are in force."""
+    shown = {}
+    for names, defaults in re.findall(r"(?m)^\| (`RELMSG_.*?`) \| (.*?) \|", (ROOT / "docs/operations.md").read_text()):
+        told = [each.strip(" `") for each in defaults.split(",")]
+        shown |= dict(zip(re.findall(r"RELMSG_([A-Z_]+)", names), told, strict=False))
+    for each in dataclasses.fields(Settings):
+        value = each.default
+        if isinstance(value, bool):
+            assert shown[each.name.upper()] == ("on" if value else "off")
+        elif isinstance(value, int | float):
+            assert float(shown[each.name.upper()]) == value, each.name
+        elif isinstance(value, str):
+            assert shown[each.name.upper()] == value
+
+
+def test_the_prefetch_is_told_everywhere_as_it_is() -> None:
+    """It follows the handlers of a queue and is no default of the settings: 250, or 1000 with a list handler."""
+    assert (PREFETCH, GROUPS_AHEAD * GROUP_OF_LISTS) == (250, 1000)
+    told = r"prefetch.*\b250\b.*\b1000\b"
+    for page in ("docs/operations.md", "docs/inbox.md", "inbox/relmsg.toml"):
+        assert re.search(told, (ROOT / page).read_text(), re.IGNORECASE), page
+    usage = " ".join(str(get_type_hints(consume, include_extras=True)["prefetch"].__metadata__[0].help).split())
+    assert "By default 250, or 1000" in usage
 
 
 @pytest.mark.parametrize("process", ["outbox", "inbox"])
