@@ -52,22 +52,20 @@ class Handler:
 
     async def __call__(self, message: Message, session: AsyncSession, event: Any) -> None:
         """Run the function for one message. It works inside the transaction of ``session`` and must not end it."""
-        wanted = self.parameters
-        if wanted.lists:
+        if self.takes_lists:
             await self.call([message], session, [event])
-            return
-        supplied = {MESSAGE: message, SESSION: session, EVENT: event}
-        await self.function(
-            *[supplied[kind] for kind in wanted.positional],
-            **{name: supplied[kind] for name, kind in wanted.keywords},
-        )
+        else:
+            await self._given(message, session, event)
 
     async def call(self, messages: list[Message], session: AsyncSession, events: list[Any]) -> None:
         """Run the function, which takes lists, for all these messages at once."""
-        supplied = {MESSAGE: messages, SESSION: session, EVENT: events}
-        await self.function(
-            *[supplied[kind] for kind in self.parameters.positional],
-            **{name: supplied[kind] for name, kind in self.parameters.keywords},
+        await self._given(messages, session, events)
+
+    def _given(self, message: Any, session: AsyncSession, event: Any) -> Awaitable[object]:
+        wanted, supplied = self.parameters, {MESSAGE: message, SESSION: session, EVENT: event}
+        return self.function(
+            *[supplied[kind] for kind in wanted.positional],
+            **{name: supplied[kind] for name, kind in wanted.keywords},
         )
 
 

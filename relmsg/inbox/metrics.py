@@ -56,7 +56,7 @@ class Metrics:
         self._paused.set_function(lambda: 0.0 if all(gate.is_open for gate in gates) else 1.0)
         self._paused_seconds.set_function(lambda: sum(gate.paused_seconds for gate in gates))
 
-    def received(self, queue: str, count: int = 1) -> None:
+    def received(self, queue: str, count: int) -> None:
         """Deliveries have arrived."""
         self._child(self._in_flight, queue).inc(count)
 
