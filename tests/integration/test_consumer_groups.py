@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -17,31 +15,26 @@ from relmsg.message import Message
 from relmsg.retry import Retry
 from relmsg.testing import eventually
 from tests.support.broker import Broker
+from tests.support.consuming import (
+    QUEUE,
+    QUICK,
+    counted,
+    create_effect,
+    effect,
+    effects,
+    place,
+    running,
+    sample,
+    settled,
+    unsubscribed,
+)
 from tests.support.proxy import Proxy
-
-QUEUE = "billing.orders"
-QUICK = Retry(attempts=3, base=0.001, cap=0.001)
-
-
-@contextlib.asynccontextmanager
-async def running(inbox: Inbox, amqp_url: str) -> AsyncIterator[None]:
-    stop, started = asyncio.Event(), asyncio.Event()
-    task = asyncio.create_task(inbox.run(amqp_url, stop, started=started.set))
-    waiting = asyncio.create_task(started.wait())
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    try:
-        yield
-    finally:
-        stop.set()
-        async with asyncio.timeout(40):
-            await task
 
 
 @pytest.fixture
 async def sessions(engine: AsyncEngine) -> async_sessionmaker[AsyncSession]:
+    await create_effect(engine)
     async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE effect (id text, at bigint GENERATED ALWAYS AS IDENTITY)"))
         await connection.execute(text("CREATE TABLE hot (id int PRIMARY KEY, n int)"))
         await connection.execute(text("INSERT INTO hot VALUES (0, 0), (1, 0)"))
     return async_sessionmaker(engine, expire_on_commit=False)
@@ -57,42 +50,13 @@ def inbox(sessions: async_sessionmaker[AsyncSession]) -> Inbox:
     return Inbox("billing", sessions)
 
 
-async def effect(session: AsyncSession, message: Message) -> None:
-    await session.execute(text("INSERT INTO effect (id) VALUES (:id)"), {"id": str(message.id)})
-
-
 async def scalars(sessions: async_sessionmaker[AsyncSession], query: str) -> list[Any]:
     async with sessions() as session:
         return list(await session.scalars(text(query)))
 
 
-async def effects(sessions: async_sessionmaker[AsyncSession]) -> list[str]:
-    return await scalars(sessions, "SELECT id FROM effect ORDER BY at")
-
-
-async def place(broker: Broker, *ids: str, body: bytes = b"{}", key: str | None = None) -> None:
-    headers = {"relmsg-key": key} if key is not None else {}
-    for message_id in ids:
-        await broker.publish(
-            body, routing_key=QUEUE, message_id=message_id, message_type="order.placed", headers=headers
-        )
-
-
-def sample(inbox: Inbox, metric: str, **labels: str) -> float:
-    where = {"consumer": "billing", "queue": QUEUE, **labels}
-    return inbox.metrics.registry.get_sample_value(metric, where) or 0
-
-
 def groups(inbox: Inbox, outcome: str) -> float:
     return sample(inbox, "relmsg_consumer_groups_total", type="order.placed", outcome=outcome)
-
-
-async def settled(inbox: Inbox, **outcomes: int) -> None:
-    def check() -> None:
-        counted = {each: sample(inbox, "relmsg_consumer_deliveries_total", outcome=each) for each in outcomes}
-        assert counted == outcomes
-
-    await eventually(check, within=30)
 
 
 async def test_a_bad_message_harms_nobody(
@@ -196,7 +160,7 @@ async def test_a_key_keeps_its_order_through_the_failure_of_a_group(
 
     for n in range(60):
         for key in ("a", "b", "c"):
-            await place(broker, f"{key}{n}", key=key)
+            await place(broker, f"{key}{n}", headers={"relmsg-key": key})
     async with running(inbox, amqp_url):
         await settled(inbox, handled=180)
     done = await effects(sessions)
@@ -256,7 +220,7 @@ async def test_half_a_group_comes_again(
 
 async def _all_there(inbox: Inbox, broker: Broker) -> None:
     assert await broker.count(QUEUE) == 0
-    assert sample(inbox, "relmsg_consumer_deliveries_total", outcome="handled") == 150
+    assert counted(inbox, "handled") == 150
     assert inbox.metrics.registry.get_sample_value("relmsg_consumer_in_flight", {"queue": QUEUE}) == 0
 
 
@@ -300,11 +264,7 @@ async def test_two_consumers_with_the_same_messages(
     await place(broker, *ids, *reversed(ids))
 
     def all_settled() -> None:
-        done = [
-            sample(each, "relmsg_consumer_deliveries_total", outcome=outcome)
-            for each in (inbox, other)
-            for outcome in ("handled", "duplicate")
-        ]
+        done = [counted(each, outcome) for each in (inbox, other) for outcome in ("handled", "duplicate")]
         assert sum(done) == 400
 
     async with running(inbox, amqp_url), running(other, amqp_url):
@@ -328,10 +288,63 @@ async def test_stopping_in_the_middle_of_a_group_finishes_the_group(
 
     ids = [str(n) for n in range(150)]
     await place(broker, *ids)
-    async with running(inbox, amqp_url):
+    async with running(inbox, amqp_url) as stop:
         await asyncio.wait_for(begun.wait(), 20)
-        asyncio.get_running_loop().call_later(0.2, go.set)
+        stop.set()
+        await unsubscribed(broker)
+        go.set()
     done = await effects(sessions)
     assert "20" in done
     assert await broker.count(QUEUE) == 150 - len(done)
     assert len(set(done)) == len(done)
+
+
+async def test_what_a_long_group_left_out_comes_next(
+    inbox: Inbox,
+    sessions: async_sessionmaker[AsyncSession],
+    broker: Broker,
+    amqp_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of groups that are closed after their first message the others are handled later: all, once, keys in order."""
+    monkeypatch.setattr("relmsg.inbox.group.OVERRUN_SECONDS", -1.0)
+    inbox.handler("order.placed", queue=QUEUE)(effect)
+    for n in range(25):
+        await place(broker, f"a{n}", headers={"relmsg-key": "a"})
+        await place(broker, f"b{n}", headers={"relmsg-key": "b"})
+        await place(broker, f"{n}")
+    async with running(inbox, amqp_url):
+        await settled(inbox, handled=75)
+    done = await effects(sessions)
+    for key in ("a", "b"):
+        assert [each for each in done if each.startswith(key)] == [f"{key}{n}" for n in range(25)]
+    assert len(set(done)) == len(done) == 75
+    assert groups(inbox, "committed") > 0
+    assert await broker.count(QUEUE) == 0
+
+
+async def test_the_broker_hands_over_more_for_a_list_handler(inbox: Inbox, broker: Broker, amqp_url: str) -> None:
+    """Ahead of the acks a queue gets 250 messages, or five groups of its list handler."""
+    go = asyncio.Event()
+
+    @inbox.handler("order.placed", queue=QUEUE, group=52)
+    async def store(messages: list[Message]) -> None:
+        await go.wait()
+
+    @inbox.handler("order.placed", queue="archive", consumer="archive")
+    async def handle(message: Message) -> None:
+        await go.wait()
+
+    async def taken() -> None:
+        assert (await broker.count(QUEUE), await broker.count("archive")) == (3, 13)
+
+    await broker.exchange("shop", "fanout")
+    await broker.queue(QUEUE, exchange="shop")
+    await broker.queue("archive", exchange="shop")
+    for n in range(263):
+        await broker.publish(b"{}", exchange="shop", routing_key="", message_id=str(n), message_type="order.placed")
+    async with running(inbox, amqp_url):
+        try:
+            await eventually(taken)
+        finally:
+            go.set()
