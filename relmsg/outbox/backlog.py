@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Text, and_, case, cast, func, insert, or_, select
+from sqlalchemy import ColumnElement, DateTime, Select, Text, and_, case, cast, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.schema import DEFAULT_SCHEMA, tables
 
 MOST_DESTINATIONS = 20
+EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
 class Backlog:
@@ -35,7 +37,9 @@ class Backlog:
         waiting = row.c.parked_at.is_(None)
         counts = select(
             func.count().filter(waiting).label("waiting"),
-            func.coalesce(func.extract("epoch", now - func.min(row.c.created_at).filter(waiting)), 0).label("oldest"),
+            func.coalesce(func.extract("epoch", now - func.min(_readable(row.c.created_at)).filter(waiting)), 0).label(
+                "oldest"
+            ),
             func.count().filter(~waiting).label("parked"),
         )
         stuck = (
@@ -133,7 +137,11 @@ class Backlog:
     def _columns(self, *, with_body: bool) -> Select[Any]:
         row = self._rows
         state = case((row.c.parked_at.is_(None), "waiting"), else_="parked").label("state")
-        shown = [column for column in row.columns if with_body or column.name not in ("body", "headers")]
+        shown = [
+            _readable(column).label(column.name) if isinstance(column.type, DateTime) else column
+            for column in row.columns
+            if with_body or column.name not in ("body", "headers")
+        ]
         return select(*shown, state, func.octet_length(row.c.body).label("bytes"))
 
     def _named(self, names: Sequence[str]) -> Any:
@@ -141,6 +149,11 @@ class Backlog:
         ids = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 19]
         message_ids = [str(uuid) for name in names if (uuid := _uuid(name)) is not None]
         return or_(row.c.id.in_(ids), cast(row.c.message_id, Text).in_(message_ids))
+
+
+def _readable(time: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A time, or the nearest one that Python knows: one row with another would fail the whole query."""
+    return case((time.is_not(None), func.greatest(EARLIEST, func.least(LATEST, time))))
 
 
 def _uuid(name: str) -> UUID | None:

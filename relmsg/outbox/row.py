@@ -12,7 +12,7 @@ from relmsg.broker.encode import Shape, joined, shape
 from relmsg.broker.envelope import MAX_KEY_BYTES, MAX_TIMESTAMP, Envelope, check, check_short
 from relmsg.broker.headers import MAX_BYTES, checked_entries
 from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, publication
-from relmsg.errors import HeadersTooLarge, InvalidMessage
+from relmsg.errors import HeaderRefused, HeadersTooLarge, InvalidMessage
 
 MOST_UTF8_BYTES = 4
 JSON = json.JSONDecoder()  # PostgreSQL puts no space around a value, so nobody needs to look for it
@@ -124,7 +124,10 @@ class _Headers(NamedTuple):
 @lru_cache(maxsize=2048)
 def _headers(text: str) -> _Headers:
     """Headers as PostgreSQL shows them, checked and encoded; many rows share theirs with others."""
-    headers, _ = JSON.raw_decode(text)
+    try:
+        headers, _ = JSON.raw_decode(text)
+    except (ValueError, RecursionError) as error:  # PostgreSQL keeps what Python cannot read: more digits, more depth
+        raise HeaderRefused(f"headers: {error}") from error
     return _Headers(headers, *checked_entries(headers))
 
 

@@ -13,11 +13,18 @@ from relmsg.outbox.positions import Range
 from relmsg.outbox.row import Row
 from relmsg.schema import quoted
 
+# bounded: plain SQL may write times that asyncpg cannot read and PostgreSQL cannot subtract, which would fail the whole
+# read. Brought nearer, they are still beyond what a row may have, and refused with their row.
+BOUNDED = "greatest('1900-01-01 00:00Z'::timestamptz, least('2200-01-01 00:00Z'::timestamptz, {}))"
+
 # What the relay takes of a row.
-COLUMNS = """o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing_key, o.ordering_key,
+COLUMNS = f"""o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routing_key, o.ordering_key,
                   o.headers::text AS headers, o.content_type, o.content_encoding, o.correlation_id, o.reply_to,
-                  o.body, o.created_at, coalesce(o.occurred_at, o.created_at) AS sent_time,
-                  ceil(extract(epoch FROM o.expires_at - clock_timestamp()) * 1000)::bigint AS expires_ms"""
+                  o.body, {BOUNDED.format("o.created_at")} AS created_at,
+                  {BOUNDED.format("coalesce(o.occurred_at, o.created_at)")} AS sent_time,
+                  CASE WHEN o.expires_at IS NOT NULL THEN
+                      ceil(extract(epoch FROM {BOUNDED.format("o.expires_at")} - clock_timestamp()) * 1000)::bigint
+                  END AS expires_ms"""
 
 # read: the next rows of each slot, in id order, a few from every slot, so that a busy key fills only its own share.
 # No lock is taken: the slots are leased, and rows never change while they wait. What is left out is left out inside the
@@ -122,7 +129,7 @@ NOTE = "UPDATE {outbox_message} SET last_error = $2, attempts = attempts + $3::i
 # oldest: age and number of the first row of each slot. Ids are given as rows are written, so the first row of a slot is
 # its oldest, give or take the length of a transaction; no other row is looked at.
 OLDEST = """
-SELECT coalesce(extract(epoch FROM clock_timestamp() - min(f.created_at)), 0)::float8 AS oldest_seconds,
+SELECT coalesce(extract(epoch FROM clock_timestamp() - min({created_at})), 0)::float8 AS oldest_seconds,
        count(*) AS slots_waiting
   FROM unnest($1::smallint[]) AS s(slot)
  CROSS JOIN LATERAL (
@@ -154,7 +161,7 @@ class OutboxStore:
         self._delete = DELETE.format(**self._names)
         self._park = PARK.format(**self._names)
         self._note = NOTE.format(**self._names)
-        self._oldest = OLDEST.format(**self._names)
+        self._oldest = OLDEST.format(created_at=BOUNDED.format("f.created_at"), **self._names)
         self._count = COUNT.format(**self._names)
 
     async def read(

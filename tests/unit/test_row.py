@@ -100,12 +100,14 @@ def test_the_usual_row_is_usual():
         {"headers": '{"a": 1.5}'},
         {"headers": "[]"},
         {"headers": json.dumps({"a": "x" * 17_000})},
+        {"headers": '{"deep": ' + "[" * 5000 + "]" * 5000 + "}"},
+        {"headers": '{"long": ' + "1" * 5000 + "}"},
         {"type": "t" * 256},
         {"exchange": "ä" * 128},
         {"sent_time": datetime(1969, 1, 1, tzinfo=UTC)},
         {"expires_ms": 0},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:40],
 )
 def test_a_row_that_can_never_be_sent_is_refused(wrong):
     """Each broken rule is found, whichever way the row would have gone."""
