@@ -12,8 +12,7 @@ from typing import Any
 
 from pamqp import encode as pamqp_encode
 
-from relmsg.broker.encode import KEY_HEADER, SIZE, short
-from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge, InvalidMessage
+from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge
 
 RESERVED = ("x-", "relmsg-", "CC", "BCC")
 MAX_NAME_BYTES = 128
@@ -44,63 +43,36 @@ def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
         raise HeadersTooLarge(f"the headers take {size} bytes, at most {MAX_BYTES} may: put data into the body")
 
 
-def checked_entries(headers: Any) -> tuple[bytes, bytes]:
-    """``check_headers`` and ``encode.entries`` in one: every rule but that of the size, for a relay that reads them by
-    the thousand. Most headers are strings under names that were seen before.
-
-    :raises HeaderNameRefused, HeaderRefused: as ``check_headers``.
-    """
-    before: list[bytes] = []
-    after: list[bytes] = []
-    if headers.__class__ is not dict:
-        check_headers(headers)
-    try:
-        for name in sorted(headers):
-            value = headers[name]
-            start, goes_before = _checked_name(name)
-            if value.__class__ is str and "\0" not in value:
-                raw = value.encode()
-                entry = start + b"S" + SIZE.pack(len(raw)) + raw
-            else:
-                _check_value(name, value)
-                entry = start + pamqp_encode.encode_table_value(value)
-            (before if goes_before else after).append(entry)
-    except (UnicodeEncodeError, InvalidMessage, AttributeError, TypeError):
-        check_headers(headers)  # says which rule was broken, and where
-        raise
-    return b"".join(before), b"".join(after)
-
-
-@lru_cache(maxsize=4096)
-def _checked_name(name: str) -> tuple[bytes, bool]:
-    """A legal name as the table has it, and whether it stands before the ordering key."""
-    check_headers({name: None})
-    return short(name), name < KEY_HEADER
-
-
 def encoded_size(headers: Mapping[str, Any]) -> int:
     """The bytes an AMQP field table with these headers takes."""
     return len(pamqp_encode.field_table(dict(headers)))
 
 
 def _is_plain(headers: dict[Any, Any], room: int) -> bool:
-    """Whether these are headers like most: flat, in ASCII, and so small that nothing has to be encoded to know it."""
+    """Whether these are headers like most: flat, their names in ASCII, and so small that no table has to be encoded to
+    know it."""
     for name, value in headers.items():
-        if name.__class__ is not str or not name.isascii() or not 0 < len(name) <= MAX_NAME_BYTES or "\0" in name:
-            return False
-        if name.startswith(RESERVED):
+        if name.__class__ is not str or len(name) > MAX_NAME_BYTES or not _is_plain_name(name):
             return False
         room -= len(name) + 10  # its length, the type, and the length of a string or a number of 64 bits
         if value.__class__ is str:
-            if not value.isascii() or "\0" in value:
+            if "\0" in value:
                 return False
-            room -= len(value)
+            try:
+                room -= len(value.encode())
+            except UnicodeEncodeError:
+                return False
         elif value.__class__ is int:
             if not -(2**63) <= value < 2**63:
                 return False
         elif value is not None and value.__class__ is not bool:
             return False
     return room >= 4
+
+
+@lru_cache(maxsize=4096)
+def _is_plain_name(name: str) -> bool:
+    return name != "" and name.isascii() and "\0" not in name and not name.startswith(RESERVED)
 
 
 def _check_value(path: str, value: Any, depth: int = 0) -> None:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
-from relmsg.broker.encode import Shape, joined, shape
+import msgspec
+
+from relmsg.broker.encode import Shape, entries, joined, shape
 from relmsg.broker.envelope import MAX_KEY_BYTES, MAX_TIMESTAMP, Envelope, check, check_short
-from relmsg.broker.headers import MAX_BYTES, checked_entries
+from relmsg.broker.headers import MAX_BYTES, check_headers
 from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, publication
 from relmsg.errors import HeaderRefused, HeadersTooLarge, InvalidMessage
 
 MOST_UTF8_BYTES = 4
-JSON = json.JSONDecoder()  # PostgreSQL puts no space around a value, so nobody needs to look for it
 
 
 class Destination(NamedTuple):
@@ -125,10 +125,11 @@ class _Headers(NamedTuple):
 def _headers(text: str) -> _Headers:
     """Headers as PostgreSQL shows them, checked and encoded; many rows share theirs with others."""
     try:
-        headers, _ = JSON.raw_decode(text)
+        headers = msgspec.json.decode(text)
     except (ValueError, RecursionError) as error:  # PostgreSQL keeps what Python cannot read: more digits, more depth
         raise HeaderRefused(f"headers: {error}") from error
-    return _Headers(headers, *checked_entries(headers))
+    check_headers(headers)
+    return _Headers(headers, *entries(headers))
 
 
 @lru_cache(maxsize=4096)
