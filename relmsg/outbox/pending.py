@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
 
+from relmsg.outbox.hot import HotKey, HotKeys
 from relmsg.outbox.row import Row
 
-HOT_PER_SLOT = 16
 NEVER = 2**63
-
-
-class HotKey(NamedTuple):
-    """A key with more rows than its lane takes: what follows ``tail`` is read for it alone, as the lane drains."""
-
-    key: str
-    slot: int
-    tail: int
 
 
 class Pending:
@@ -39,10 +30,9 @@ class Pending:
         self._out: set[int] = set()
         self._lanes: dict[str, deque[Row]] = {}
         self._unproven: OrderedDict[int, int] = OrderedDict()
-        self._hot: dict[str, HotKey] = {}
+        self._hot = HotKeys()
         self._confirmed: dict[int, int] = {}
         self._in_slot: Counter[int] = Counter()
-        self._hot_in_slot: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -77,7 +67,7 @@ class Pending:
     @property
     def hot(self) -> Iterable[HotKey]:
         """The keys whose rows behind ``tail`` no other read should bring."""
-        return self._hot.values()
+        return self._hot
 
     def in_slot(self, slot: int) -> int:
         """How many rows of a slot are in memory."""
@@ -85,7 +75,7 @@ class Pending:
 
     def crowded(self, slot: int) -> bool:
         """Whether a slot has as many hot keys as it may: nothing more of it should be read until one has cooled."""
-        return self._hot_in_slot[slot] >= HOT_PER_SLOT
+        return self._hot.crowded(slot)
 
     def unsettled_of_slot(self, slot: int) -> int:
         """How many rows of a slot are at the broker, or confirmed and not yet deleted."""
@@ -110,7 +100,7 @@ class Pending:
         if hot is not None and row.id > hot.tail:
             return
         if hot is None and lane is not None and len(lane) >= self.lane_room and row.id > lane[-1].id:
-            self._heat(HotKey(key, row.slot, lane[-1].id))
+            self._hot.heat(HotKey(key, row.slot, lane[-1].id))
             return
         self._keep(row)
         if not proven:
@@ -139,7 +129,7 @@ class Pending:
     def refill(self) -> list[tuple[HotKey, int]]:
         """The hot keys whose lanes are half empty, each with the number of rows to read behind its tail."""
         wanted = []
-        for hot in self._hot.values():
+        for hot in self._hot:
             lane = self._lanes.get(hot.key)
             left = len(lane) if lane is not None else 0
             if left <= self.lane_room // 2:
@@ -150,11 +140,11 @@ class Pending:
         """Take what followed the tail of a hot key, up to ``reached``; ``exhausted``: nothing more does."""
         if self._hot.get(hot.key) != hot:
             return  # it was forgotten meanwhile, and will be read anew
-        self._cool(hot.key)
+        self._hot.cool(hot.key)
         for row in rows:
             self.admit(row)
-        if not exhausted and hot.key not in self._hot:
-            self._heat(HotKey(hot.key, hot.slot, reached))
+        if not exhausted and self._hot.get(hot.key) is None:
+            self._hot.heat(HotKey(hot.key, hot.slot, reached))
 
     def prove(self, read: int) -> None:
         """No earlier row was overlooked of what came with this read or one before it."""
@@ -221,7 +211,7 @@ class Pending:
         """The row waits for its destination: it stays, those behind it in its lane are forgotten."""
         self._out.discard(row.id)
         if row.ordering_key is not None and row.id in self._rows:
-            self._cool(row.ordering_key)
+            self._hot.cool(row.ordering_key)
             self._cut_behind(self._lanes[row.ordering_key])
 
     def forget(self, row: Row) -> None:
@@ -231,15 +221,14 @@ class Pending:
         if row.ordering_key is None:
             self._remove(row)
             return
-        self._cool(row.ordering_key)
+        self._hot.cool(row.ordering_key)
         for waiting in self._lanes.pop(row.ordering_key):
             self._remove(waiting)
 
     def forget_slots(self, slots: Iterable[int]) -> None:
         """Drop all rows of these slots that are not out."""
         gone = set(slots)
-        for hot in [hot for hot in self._hot.values() if hot.slot in gone]:
-            self._cool(hot.key)
+        self._hot.forget_slots(gone)
         for row in list(self._rows.values()):
             if row.slot not in gone or row.id not in self._rows or row.id in self._out:
                 continue
@@ -254,7 +243,7 @@ class Pending:
         while self._unproven:
             row = self._rows[next(iter(self._unproven))]
             key = row.ordering_key or ""
-            self._cool(key)
+            self._hot.cool(key)
             lane = self._lanes[key]
             while row.id in self._unproven:
                 self._remove(lane.pop())
@@ -272,15 +261,6 @@ class Pending:
         if head.id in self._unproven or head.id in self._out:
             return
         self._ready[head.id] = head
-
-    def _heat(self, hot: HotKey) -> None:
-        self._hot[hot.key] = hot
-        self._hot_in_slot[hot.slot] += 1
-
-    def _cool(self, key: str) -> None:
-        hot = self._hot.pop(key, None)
-        if hot is not None:
-            self._hot_in_slot[hot.slot] -= 1
 
     def _cut_behind(self, lane: deque[Row]) -> None:
         while len(lane) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Hold
-from relmsg.outbox.pending import HotKey
+from relmsg.outbox.hot import HotKey
 from relmsg.outbox.positions import Range
 from relmsg.outbox.row import Row
 from relmsg.schema import quoted

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from relmsg.broker.wire import Publication
-from relmsg.outbox.pending import HOT_PER_SLOT, HotKey, Pending
+from relmsg.outbox.hot import HOT_PER_SLOT, HotKey
+from relmsg.outbox.pending import Pending
 from relmsg.outbox.row import Destination, Row
 
 KEYS = [None, "a", "b", "c"]
