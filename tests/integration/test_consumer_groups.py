@@ -348,3 +348,32 @@ async def test_the_broker_hands_over_more_for_a_list_handler(inbox: Inbox, broke
             await eventually(taken)
         finally:
             go.set()
+
+
+async def test_a_group_that_fails_during_the_drain_comes_again(
+    inbox: Inbox, sessions: async_sessionmaker[AsyncSession], broker: Broker, amqp_url: str
+) -> None:
+    """Its messages are not begun anew one by one: all of them are in the queue again, and none counts as in flight."""
+    begun, go = asyncio.Event(), asyncio.Event()
+    inbox.concurrency = 1
+
+    @inbox.handler("order.placed", queue=QUEUE)
+    async def store(messages: list[Message], session: AsyncSession) -> None:
+        for message in messages:
+            await effect(session, message)
+        if "20" in {message.id for message in messages}:
+            begun.set()
+            await go.wait()
+            raise ValueError("no")
+
+    await place(broker, *map(str, range(60)))
+    async with running(inbox, amqp_url) as stop:
+        await asyncio.wait_for(begun.wait(), 20)
+        stop.set()
+        await unsubscribed(broker)
+        go.set()
+    done = await effects(sessions)
+    assert groups(inbox, "rolled_back") == 1
+    assert "20" not in done
+    assert await broker.count(QUEUE) == 60 - len(done)
+    assert inbox.metrics.registry.get_sample_value("relmsg_consumer_in_flight", {"queue": QUEUE}) == 0

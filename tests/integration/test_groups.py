@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -95,6 +95,21 @@ async def test_each_new_message_of_a_group_takes_effect_once(trial: Trial) -> No
     assert await trial.outcomes(effect, "3", "1", "4", "3", "2") == expected
     assert await trial.outcomes(effect, "4", "4", "1") == [Duplicate()] * 3
     assert await trial.effects() == await trial.remembered() == ["1", "2", "3", "4"]
+
+
+async def test_a_group_is_one_transaction_with_one_statement_for_all_inbox_rows(
+    trial: Trial, engine: AsyncEngine
+) -> None:
+    """Besides what the handlers send there is one INSERT for a group of any size, and no savepoint."""
+    sent: list[str] = []
+    event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: sent.append(args[2]))
+    event.listen(engine.sync_engine, "savepoint", lambda *_: sent.append("SAVEPOINT"))
+    await trial.outcomes(effect, *map(str, range(20)))
+    assert sum("INSERT INTO effect" in each for each in sent) == 20
+    (ours,) = [each for each in sent if "INSERT INTO effect" not in each]
+    assert "inbox_message" in ours
+    async with trial.sessions() as session:
+        assert await session.scalar(text("SELECT count(DISTINCT xmin::text) FROM effect")) == 1
 
 
 async def test_ids_of_any_kind_in_one_group(trial: Trial) -> None:
@@ -217,6 +232,19 @@ async def test_a_commit_past_sqlalchemy_makes_no_unhandled_message_a_duplicate(t
     assert isinstance(await trial.once(handle, "1", "bad", "2", "3"), Failed)
     assert await trial.remembered() == ["1"]
     assert await trial.effects() == ["1", "bad"]
+
+
+async def test_what_is_taken_back_is_never_the_work_of_another_transaction(trial: Trial) -> None:
+    """After a ROLLBACK on the driver's own connection a copy of a later message is handled elsewhere: that stays."""
+
+    async def handle(session: AsyncSession, message: Message) -> None:
+        if message.id == "bad":
+            raw = await (await session.connection()).get_raw_connection()
+            await raw.driver_connection.execute("ROLLBACK")
+            assert await trial.outcomes(effect, "2") == [Handled()]
+
+    assert isinstance(await trial.once(handle, "1", "bad", "2"), Failed)
+    assert await trial.effects() == await trial.remembered() == ["2"]
 
 
 async def test_savepoints_are_the_handlers_own_in_a_group_too(trial: Trial) -> None:

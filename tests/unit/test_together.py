@@ -210,3 +210,14 @@ async def test_what_must_not_share_a_transaction_is_marked(trial: Trial) -> None
     (again,) = trial.arrivals(Channel(), "a", redelivered=True)
     (without_id,) = trial.arrivals(Channel(), "")
     assert [first.alone, again.alone, without_id.alone] == [False, True, True]
+
+
+def test_a_key_is_one_of_its_queue() -> None:
+    """The order of a key is that of one queue: the same key of another queue waits for nobody."""
+    message = Message(id="a", type="t", ordering_key="k")
+    came = [
+        Delivery(message, queue, Channel(), 1, redelivered=False, expiration=None) for queue in ("q", "q", "archive")
+    ]
+    first, second, other = (arrived(each, "c", Registry(), "reject").key for each in came)
+    assert first == second != other
+    assert first is not None
