@@ -61,14 +61,7 @@ async def consuming(place: Place, way: Way, count: int, trips: Trips, progress: 
         trips=each,
         commits=commits,
     )
-    return Found(
-        part="consumer",
-        what=what,
-        unit="messages",
-        rate=work.rate,
-        work=work,
-        verdict=verdict(work, trips),
-    )
+    return Found.of("consumer", what, work, verdict(work, trips))
 
 
 def inbox_of(place: Place, name: str) -> Inbox:

@@ -60,13 +60,5 @@ async def latency(place: Place, count: int, trips: Trips, progress: Progress, *,
     taken = [max(0.0, arrived[each] - committed[each]) for each in committed]
     median = quantile(taken, 0.5)
     polls = None if hint else (place.settings.poll_min, place.settings.poll_max)
-    return Found(
-        part="latency",
-        what=what,
-        unit="messages",
-        rate=work.rate,
-        work=work,
-        verdict=latency_verdict(median, trips, polls),
-        median=median,
-        late=quantile(taken, 0.99),
-    )
+    found = Found.of("latency", what, work, latency_verdict(median, trips, polls))
+    return replace(found, median=median, late=quantile(taken, 0.99))

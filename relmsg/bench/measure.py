@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 from relmsg.bench.limits import Verdict, Work
 from relmsg.errors import RelmsgError
@@ -44,6 +44,11 @@ class Found:
     late: float | None = None
     added: float | None = None
     """For the outbox: the time of the transaction as a multiple of the same one without the message."""
+
+    @classmethod
+    def of(cls, part: str, what: str, work: Work, verdict: Verdict, unit: str = "messages") -> Self:
+        """The row of work that was done."""
+        return cls(part=part, what=what, unit=unit, rate=work.rate, work=work, verdict=verdict)
 
 
 class Stopwatch:

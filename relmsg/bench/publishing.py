@@ -33,11 +33,4 @@ async def publishing(place: Place, count: int, trips: Trips, progress: Progress)
     progress.end()
     await place.empty_queue()
     work = Work(count=count, seconds=seconds, cpu_seconds=cpu_seconds, confirmed=True)
-    return Found(
-        part="publishing",
-        what=what,
-        unit="messages",
-        rate=work.rate,
-        work=work,
-        verdict=verdict(work, trips),
-    )
+    return Found.of("publishing", what, work, verdict(work, trips))

@@ -45,14 +45,7 @@ async def relaying(place: Place, count: int, trips: Trips, ceiling: float | None
     work = Work(
         count=count, seconds=seconds, cpu_seconds=cpu_seconds, trips=2 / batch, commits=1 / batch, confirmed=True
     )
-    return Found(
-        part="relay",
-        what=what,
-        unit="messages",
-        rate=work.rate,
-        work=work,
-        verdict=verdict(work, trips, ceiling),
-    )
+    return Found.of("relay", what, work, verdict(work, trips, ceiling))
 
 
 async def _rows(place: Place) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from sqlalchemy import text
 
@@ -53,18 +54,9 @@ async def transactions(place: Place, count: int, lanes: int, trips: Trips, progr
         work = Work(
             count=int(done), seconds=seconds, cpu_seconds=cpu_seconds, lanes=min(lanes, count), trips=each, commits=1
         )
-        found.append(
-            Found(
-                part=PART,
-                what=f"{title}, {'a message in each' if name == 'with' else 'no message'}",
-                unit="transactions",
-                rate=work.rate,
-                work=work,
-                verdict=verdict(work, trips),
-                added=seconds / taken["without"][0] if name == "with" else None,
-            )
-        )
-    return found
+        what = f"{title}, {'a message in each' if name == 'with' else 'no message'}"
+        found.append(Found.of(PART, what, work, verdict(work, trips), "transactions"))
+    return [found[0], replace(found[1], added=taken["with"][0] / taken["without"][0])]
 
 
 async def many(place: Place, count: int, trips: Trips, progress: Progress) -> Found:
@@ -84,7 +76,7 @@ async def many(place: Place, count: int, trips: Trips, progress: Progress) -> Fo
     await _empty(place)
     batch = min(CHUNK, count)
     work = Work(count=count, seconds=seconds, cpu_seconds=cpu_seconds, trips=3 / batch, commits=1 / batch)
-    return Found(part=PART, what=what, unit="messages", rate=work.rate, work=work, verdict=verdict(work, trips))
+    return Found.of(PART, what, work, verdict(work, trips))
 
 
 def _outbox(place: Place) -> Outbox:
