@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from compose.local import ServicesError
@@ -25,24 +26,22 @@ WINDOW = 1000
 async def c_publisher(bench: Bench, messages: int) -> Sample:
     """librabbitmq. :raises CheckFailed: if it cannot be built here."""
     await asyncio.to_thread(build)
-    await bench.fresh_queue(QUEUE)
-    sample = await run_program(bench, [BINARY, QUEUE, messages, WINDOW, BODY_BYTES], messages)
-    await bench.check_depth(QUEUE, messages)
-    return sample
+    return await _publish(bench, [BINARY, QUEUE, messages, WINDOW, BODY_BYTES], messages)
 
 
 async def relmsg_publisher(bench: Bench, messages: int) -> Sample:
     """``Publisher.publish_many``."""
-    await bench.fresh_queue(QUEUE)
-    sample = await run_program(bench, python("publish_relmsg", QUEUE, messages, BODY_BYTES), messages)
-    await bench.check_depth(QUEUE, messages)
-    return sample
+    return await _publish(bench, python("publish_relmsg", QUEUE, messages, BODY_BYTES), messages)
 
 
 async def aio_pika_publisher(bench: Bench, messages: int) -> Sample:
     """``asyncio.gather`` over 1000 publishes at a time."""
+    return await _publish(bench, python("publish_aio_pika", QUEUE, messages, BODY_BYTES), messages)
+
+
+async def _publish(bench: Bench, command: Sequence[object], messages: int) -> Sample:
     await bench.fresh_queue(QUEUE)
-    sample = await run_program(bench, python("publish_aio_pika", QUEUE, messages, BODY_BYTES), messages)
+    sample = await run_program(bench, command, messages)
     await bench.check_depth(QUEUE, messages)
     return sample
 
