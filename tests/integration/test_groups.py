@@ -247,6 +247,22 @@ async def test_what_is_taken_back_is_never_the_work_of_another_transaction(trial
     assert await trial.effects() == await trial.remembered() == ["2"]
 
 
+async def test_the_drivers_connection_is_at_hand_without_an_await_and_in_the_transaction(trial: Trial) -> None:
+    """What a handler writes there, from the first message on, commits or rolls back with its group."""
+
+    async def handle(session: AsyncSession, message: Message) -> None:
+        driver: Any = session.sync_session.connection().connection.driver_connection
+        assert driver.is_in_transaction()
+        await driver.execute("INSERT INTO effect (id) VALUES ($1)", str(message.id))
+        if message.id == "bad":
+            raise ValueError
+
+    assert isinstance(await trial.once(handle, "1", "2", "bad"), Failed)
+    assert (await trial.effects(), await trial.remembered()) == ([], [])
+    assert await trial.outcomes(handle, "1", "2") == [Handled()] * 2
+    assert await trial.effects() == await trial.remembered() == ["1", "2"]
+
+
 async def test_savepoints_are_the_handlers_own_in_a_group_too(trial: Trial) -> None:
     """An error that one handler heals with a savepoint harms nobody."""
 
