@@ -75,7 +75,7 @@ COMPARISONS = (
                 FASTSTREAM,
             ),
             Row("ORM handler, group commit, flush per message, against the same", Goal(4), FLUSHED, FASTSTREAM),
-            Row("ORM handler, group commit, one flush a group, against the same", Goal(4), UNFLUSHED, FASTSTREAM),
+            Row("ORM handler, group commit, flush left to relmsg, against the same", Goal(4), UNFLUSHED, FASTSTREAM),
             Row("Core handler, group commit, against aio-pika + asyncpg pool of 10", Goal(6), CORE, AIO_PIKA),
             Row("asyncpg handler, group commit, against the same", Goal(6), DRIVER, AIO_PIKA),
             Row("list handler against the same", Goal(16), LIST, AIO_PIKA),
