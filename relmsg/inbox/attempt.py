@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called
+from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
@@ -147,8 +148,9 @@ class Attempts:
                 await self._commit(task, session, transaction)
                 return Duplicate()
         called_at = self._clock.monotonic()
-        with HandlersTurn(session, transaction, connection) as turn:
-            error = await called(task.handler, task.handler(task.message, session, task.event), turn, self._metrics)
+        with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
+            work = task.handler(task.message, session, task.event)
+            error = await called(task.handler, work, turn, deadline, self._metrics)
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")

@@ -8,31 +8,39 @@ from collections.abc import Awaitable
 from typing import NamedTuple
 
 from relmsg.broker.answer import really_cancelled
+from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import HandlerCancelled, HandlerEndedTransaction, HandlerTimeout
 from relmsg.inbox.transaction import HandlersTurn
 
 
-async def called(handler: Handler, work: Awaitable[None], turn: HandlersTurn, metrics: Metrics) -> BaseException | None:
+async def called(
+    handler: Handler, work: Awaitable[object], turn: HandlersTurn, deadline: Deadline, metrics: Metrics
+) -> BaseException | None:
     """Let the handler do its work; what it raised, or what makes its work impossible to commit."""
-    deadline = asyncio.timeout(handler.timeout)
+    stopped = False
     began = time.perf_counter()
+    deadline.begin()
     try:
-        async with deadline:
+        try:
             await work
-        if not deadline.expired():
-            await turn.check()
+        finally:
+            stopped = deadline.end()
+        if not stopped:
+            if not turn.is_untouched():
+                await turn.check()
             return None
     except asyncio.CancelledError as error:
         if really_cancelled():
             raise
-        cancelled = HandlerCancelled()
-        cancelled.__cause__ = error
-        return cancelled
+        if not stopped:
+            cancelled = HandlerCancelled()
+            cancelled.__cause__ = error
+            return cancelled
     except (Exception, SystemExit) as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
         # SystemExit as well: a library that calls sys.exit() must not end the worker, and without a word at that.
-        if not deadline.expired():
+        if not stopped:
             return HandlerEndedTransaction() if turn.was_ended_unseen() else error
     finally:
         metrics.took(handler, time.perf_counter() - began)

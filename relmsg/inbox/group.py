@@ -15,6 +15,7 @@ from relmsg.clock import Clock
 from relmsg.failpoint import reach
 from relmsg.inbox.attempt import Task, judged, patience
 from relmsg.inbox.call import Took, called
+from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -79,8 +80,8 @@ class Groups:
                 return Committed([DUPLICATE] * len(tasks), None)
         fresh = _first_of_each(tasks, new.identities)
         called_at = self._clock.monotonic()
-        with HandlersTurn(session, transaction, connection) as turn:
-            done, error = await self._handlers(handler, fresh, session, turn)
+        with HandlersTurn(session, transaction, connection) as turn, Deadline(handler.timeout) as deadline:
+            done, error = await self._handlers(handler, fresh, session, turn, deadline)
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
@@ -110,19 +111,20 @@ class Groups:
         self._store.forget_each(session.connection(), identities, written_by)
 
     async def _handlers(
-        self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn
+        self, handler: Handler, fresh: list[Task], session: AsyncSession, turn: HandlersTurn, deadline: Deadline
     ) -> tuple[int, BaseException | None]:
         """Run them one after another, or once for all; how many have been handled, and the error that ended it."""
         if handler.takes_lists:
             work = handler.call([task.message for task in fresh], session, [task.event for task in fresh])
-            error = await called(handler, work, turn, self._metrics)
+            error = await called(handler, work, turn, deadline, self._metrics)
             reach("consumer.inside_group")
             return (len(fresh) if error is None else 0), error
         enough = self._clock.monotonic() + OVERRUN_SECONDS
         for done, task in enumerate(fresh):
             if done and self._clock.monotonic() > enough:
                 return done, None
-            error = await called(handler, handler(task.message, session, task.event), turn, self._metrics)
+            work = handler(task.message, session, task.event)
+            error = await called(handler, work, turn, deadline, self._metrics)
             if error is not None:
                 return done, error
             if turn.has_objects():

@@ -50,16 +50,15 @@ class Handler:
         decode = self.parameters.decode
         return decode(message.body) if decode is not None and isinstance(message.body, bytes) else None
 
-    async def __call__(self, message: Message, session: AsyncSession, event: Any) -> None:
+    def __call__(self, message: Message, session: AsyncSession, event: Any) -> Awaitable[object]:
         """Run the function for one message. It works inside the transaction of ``session`` and must not end it."""
         if self.takes_lists:
-            await self.call([message], session, [event])
-        else:
-            await self._given(message, session, event)
+            return self.call([message], session, [event])
+        return self._given(message, session, event)
 
-    async def call(self, messages: list[Message], session: AsyncSession, events: list[Any]) -> None:
+    def call(self, messages: list[Message], session: AsyncSession, events: list[Any]) -> Awaitable[object]:
         """Run the function, which takes lists, for all these messages at once."""
-        await self._given(messages, session, events)
+        return self._given(messages, session, events)
 
     def _given(self, message: Any, session: AsyncSession, event: Any) -> Awaitable[object]:
         wanted, supplied = self.parameters, {MESSAGE: message, SESSION: session, EVENT: event}

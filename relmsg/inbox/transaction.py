@@ -82,6 +82,10 @@ class HandlersTurn:
         del _of_session[self._sync]
         del _turns[self._connection]
 
+    def is_untouched(self) -> bool:
+        """Whether ``check`` would find nothing, which is most often so and told without a coroutine of its own."""
+        return self.database_error is None and not self._is_ended() and not self.has_objects()
+
     async def check(self) -> None:
         """Write what is pending, and see whether our commit would still commit everything.
 
@@ -93,7 +97,7 @@ class HandlersTurn:
         :raises DBAPIError: a statement has failed, and the transaction with it.
         """
         sync = self._sync
-        if self._refused or sync.get_transaction() is not self._ours or self.was_ended_unseen():
+        if self._is_ended():
             raise HandlerEndedTransaction
         if self.has_objects() and (sync.new or sync.deleted or sync.identity_map.check_modified()):
             await self._session.flush()
@@ -121,6 +125,9 @@ class HandlersTurn:
         driver: Any = self._connection.connection.driver_connection
         in_transaction = getattr(driver, "is_in_transaction", None)  # asyncpg; other drivers cannot be asked
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
+
+    def _is_ended(self) -> bool:
+        return self._refused or self._sync.get_transaction() is not self._ours or self.was_ended_unseen()
 
     def refuse(self) -> None:
         """:raises HandlerEndedTransaction: always; and it stays refused, should the handler swallow that."""
