@@ -11,6 +11,7 @@ from relmsg.clock import Clock
 from relmsg.errors import InvalidMessage
 from relmsg.failpoint import reach
 from relmsg.outbox.holds import Holds
+from relmsg.outbox.hot import HotKey
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pace import Pace
 from relmsg.outbox.pending import Pending
@@ -137,7 +138,12 @@ class Reader:
         return moved
 
     async def _refill(self) -> bool:
-        wanted = [(hot, rows) for hot, rows in self._pending.refill() if self._late_room(hot.slot) >= rows]
+        wanted: list[tuple[HotKey, int]] = []
+        given: Counter[int] = Counter()
+        for hot, most in self._pending.refill():
+            if self._late_room(hot.slot) - given[hot.slot] >= most:
+                wanted.append((hot, most))
+                given[hot.slot] += most
         if not wanted:
             return False
         before = self._holds.version, self._positions.epoch
@@ -146,12 +152,16 @@ class Reader:
             return True
         cut = _cut(records)
         pairs, malformed = self._rows(records)
-        rows = [row for row, _ in pairs]
+        ids: dict[str, list[int]] = {hot.key: [] for hot, _ in wanted}
+        for record in records:
+            ids[record["ordering_key"]].append(record["id"])
+        rows: dict[str | None, list[Row]] = {hot.key: [] for hot, _ in wanted}
+        for row, _ in pairs:
+            rows[row.ordering_key].append(row)
         for hot, most in wanted:
-            ids = [record["id"] for record in records if record["ordering_key"] == hot.key]
-            mine = [row for row in rows if row.ordering_key == hot.key]
-            reached = max(ids, default=hot.tail)
-            self._pending.refilled(hot, mine, reached=reached, exhausted=len(ids) < most and not cut)
+            read = ids[hot.key]
+            reached = max(read, default=hot.tail)
+            self._pending.refilled(hot, rows[hot.key], reached=reached, exhausted=len(read) < most and not cut)
         await self._set_aside(malformed)
         return bool(records)
 
