@@ -14,7 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from relmsg import Message, Outbox
 from relmsg.errors import AccessRefused, BrokerAway, DatabaseAway, SchemaError
 from relmsg.outbox.backlog import Backlog
+from relmsg.outbox.driver import Driver
 from relmsg.outbox.relay import Relay
+from relmsg.outbox.store import OutboxStore
+from relmsg.schema import SLOTS
 from relmsg.settings import Settings
 from relmsg.testing import eventually
 from tests.support.broker import Broker
@@ -242,6 +245,22 @@ async def test_malformed_rows_are_parked_and_block_nobody(
     assert len(rows) == len(MALFORMED)
     assert all(row["last_error"].startswith("cannot be sent: ") for row in rows)
     assert {each.message_id for each in await broker.drain("q")} == {str(message.id) for message in good}
+
+
+@pytest.mark.parametrize("moment", ["infinity", "-infinity", "4000-01-01 BC"])
+async def test_a_row_of_any_age_can_be_measured(engine: AsyncEngine, moment: str) -> None:
+    """Neither the relay's measuring nor `relmsg outbox status` ends at a time that PostgreSQL cannot subtract."""
+    await sql(
+        engine,
+        "INSERT INTO relmsg.outbox_message (exchange, routing_key, body, created_at) "
+        f"VALUES ('', 'q', 'x', '{moment}')",
+    )
+    driver = Driver(engine)
+    age = await OutboxStore(driver, driver, driver, schema="relmsg").oldest(range(SLOTS))
+    await driver.close()
+    status = await Backlog(engine).status()
+    assert status["waiting"] == 1
+    assert (age == 0) == (status["oldest_seconds"] < 0) == (moment == "infinity")
 
 
 async def test_a_parked_row_comes_back_by_retry(
