@@ -88,6 +88,11 @@ async def test_every_row_is_measured_and_nothing_is_left(processes, engine, sess
             assert row["limited_by"], row
         if row["part"] in ("services", "latency"):
             assert 0 <= row["p50_ms"] <= row["p99_ms"], row
+    compared = {row["what"]: row["times_without"] for row in rows if row["times_without"] is not None}
+    assert set(compared) == {what for what in ROWS["outbox"] if what.endswith("a message in each")}
+    rates = {row["what"]: row["rate"] for row in rows}
+    for what, times in compared.items():
+        assert times == pytest.approx(rates[what.replace("a message in each", "no message")] / rates[what])
     assert "could not remove" not in process.stderr
     await nothing_is_left(engine, broker, before)
     async with engine.connect() as connection:
