@@ -253,6 +253,24 @@ async def test_a_list_handler_finds_the_guilty_one(
     assert sizes.count(1) >= 3
 
 
+async def test_a_list_handler_that_takes_long_gets_full_groups(
+    inbox: Inbox, sessions: async_sessionmaker[AsyncSession], broker: Broker, amqp_url: str
+) -> None:
+    """It is made for one long call: groups grow, where those of other handlers would not."""
+    sizes: list[int] = []
+    inbox.concurrency = 1
+
+    @inbox.handler("order.placed", queue=QUEUE, group=8)
+    async def store(messages: list[Message]) -> None:
+        sizes.append(len(messages))
+        await asyncio.sleep(0.3)
+
+    await place(broker, *map(str, range(15)))
+    async with running(inbox, amqp_url):
+        await settled(inbox, handled=15)
+    assert sizes == [1, 2, 4, 8]
+
+
 async def test_two_consumers_with_the_same_messages(
     inbox: Inbox, sessions: async_sessionmaker[AsyncSession], broker: Broker, amqp_url: str
 ) -> None:

@@ -284,10 +284,12 @@ async def test_each_handler_finds_an_empty_session_with_its_predecessors_writes_
     async with trial.sessions() as session, session.begin():
         session.add(Account(id="a", balance=0))
     found: list[int] = []
+    kept: list[Account] = []  # a session lets go by itself of what nobody else holds
 
     async def deposit(session: AsyncSession, message: Message) -> None:
         found.append(len(session.identity_map))
         account = await session.get_one(Account, "a")
+        kept.append(account)
         account.balance += 1
         session.add(Account(id=str(message.id), balance=0))
         if message.id == "3":
@@ -320,6 +322,15 @@ async def test_a_slow_handler_fails_its_group(trial: Trial) -> None:
     assert isinstance(result, Failed)
     assert result.reason == "handler_timeout"
     assert await trial.remembered() == []
+
+
+async def test_a_group_that_waits_too_long_for_a_lock_has_failed(trial: Trial, engine: AsyncEngine) -> None:
+    """Two transactions in each other's way are no reason to pause the consumer: the messages go on one by one."""
+    async with trial.sessions() as other, other.begin():
+        await other.execute(text("LOCK TABLE relmsg.inbox_message"))
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.execute(text("SET lock_timeout = 50")))
+        assert isinstance(await trial.once(effect, "1", "2"), Failed)
+    assert await trial.outcomes(effect, "1", "2") == [Handled(), Handled()]
 
 
 async def test_a_cut_connection_is_nobodys_fault(trial: Trial) -> None:
