@@ -151,6 +151,8 @@ class Attempts:
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
             work = task.handler(task.message, session, task.event)
             error = await called(task.handler, work, turn, deadline, self._metrics)
+            if error is None:
+                error = await proven(task.handler, turn)
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
@@ -184,6 +186,16 @@ def patience(handler: Handler) -> float:
     """How long our statements may take: a copy of a message may be under way elsewhere, and then our INSERT rightly
     waits as long as *its* handler may take."""
     return ANSWER_SECONDS + (handler.timeout or PATIENCE_SECONDS)
+
+
+async def proven(handler: Handler, turn: HandlersTurn) -> Exception | None:
+    """What speaks against the commit, though no handler has raised it."""
+    try:
+        async with answering(patience(handler)):
+            await turn.prove()
+    except Exception as error:  # noqa: BLE001 - a statement was swallowed, or the connection is lost
+        return error
+    return None
 
 
 def judged(error: BaseException, turn: HandlersTurn) -> Failed | Unsettled:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Task, judged, patience
+from relmsg.inbox.attempt import Task, judged, patience, proven
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
@@ -82,6 +82,8 @@ class Groups:
         called_at = self._clock.monotonic()
         with HandlersTurn(session, transaction, connection) as turn, Deadline(handler.timeout) as deadline:
             done, error = await self._handlers(handler, fresh, session, turn, deadline)
+            if error is None:
+                error = await proven(handler, turn)
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")

@@ -82,6 +82,14 @@ class HandlerEndedTransaction(RelmsgError):
     """
 
 
+class StatementSwallowed(RelmsgError):
+    """A statement on the driver's own connection has failed, and the handler has let that pass: PostgreSQL commits
+    nothing of such a transaction.
+
+    Let the error through, or run the statement in a savepoint (``async with session.begin_nested()``).
+    """
+
+
 class DeliveryGone(RelmsgError):
     """The channel of the delivery is closed: the broker has taken the message back and delivers it again."""
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
-from relmsg.inbox.outcome import HandlerEndedTransaction
+from relmsg.inbox.outcome import HandlerEndedTransaction, StatementSwallowed
 from relmsg.inbox.trouble import sqlstate
 
 FAILED_TRANSACTION = "25P02"
@@ -67,6 +67,7 @@ class HandlersTurn:
         self._ours = transaction
         self._connection = connection
         self._refused = False
+        self._is_lent = False
         self.database_error: BaseException | None = None
         """The last error of a statement in this turn, whether or not the handler let it through."""
 
@@ -74,11 +75,14 @@ class HandlersTurn:
         _watch(self._connection.engine, type(self._sync))
         _turns[self._connection] = self
         _of_session[self._sync] = self
+        # Only the session itself can tell that somebody has asked it for its connection, behind which is the driver's.
+        self._sync.connection = self._lend  # type: ignore[method-assign]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        del self._sync.connection
         del _of_session[self._sync]
         del _turns[self._connection]
 
@@ -110,6 +114,24 @@ class HandlersTurn:
                 raise (swallowed if sqlstate(error) == FAILED_TRANSACTION else error) from None
             self.database_error = None
 
+    async def prove(self) -> None:
+        """Before the commit: make sure that it can be one. To be called once for all handlers of a transaction.
+
+        What a handler does on the driver's own connection, past SQLAlchemy, may fail without a word to us, and then too
+        PostgreSQL answers COMMIT with a rollback and no error. So where a handler has asked for the session's
+        connection, one more statement is sent.
+
+        :raises StatementSwallowed: a statement has failed, and a handler has let that pass.
+        """
+        if not self._is_lent:
+            return
+        try:
+            await self._session.run_sync(lambda _: self._connection.execute(text("SELECT 1")))
+        except DBAPIError as error:
+            if sqlstate(error) != FAILED_TRANSACTION:
+                raise
+            raise StatementSwallowed from error
+
     def has_objects(self) -> bool:
         """Whether the session knows any object, new, loaded or to be deleted. It knows none where handlers only send
         statements, and that is told quicker than each of these by itself."""
@@ -125,6 +147,10 @@ class HandlersTurn:
         driver: Any = self._connection.connection.driver_connection
         in_transaction = getattr(driver, "is_in_transaction", None)  # asyncpg; other drivers cannot be asked
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
+
+    def _lend(self, *arguments: Any, **options: Any) -> Connection:
+        self._is_lent = True
+        return type(self._sync).connection(self._sync, *arguments, **options)
 
     def _is_ended(self) -> bool:
         return self._refused or self._sync.get_transaction() is not self._ours or self.was_ended_unseen()

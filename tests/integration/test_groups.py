@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
@@ -18,7 +20,7 @@ from relmsg.inbox.group import Committed, Groups
 from relmsg.inbox.handler import Handler, parameters
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
+from relmsg.inbox.outcome import Duplicate, Failed, Handled, StatementSwallowed, Unsettled
 from relmsg.inbox.store import Store
 from relmsg.message import Message
 from relmsg.retry import Retry
@@ -110,6 +112,23 @@ async def test_a_group_is_one_transaction_with_one_statement_for_all_inbox_rows(
     assert "inbox_message" in ours
     async with trial.sessions() as session:
         assert await session.scalar(text("SELECT count(DISTINCT xmin::text) FROM effect")) == 1
+
+
+async def test_an_error_swallowed_past_sqlalchemy_costs_the_neighbours_nothing(trial: Trial) -> None:
+    """Where a handler lets a failed statement of the driver's own connection pass, the group is not taken for
+    committed: nothing of it is, and nothing is remembered."""
+
+    async def careless(session: AsyncSession, message: Message) -> None:
+        await effect(session, message)
+        if message.id == "2":
+            connection = session.sync_session.connection().connection.driver_connection
+            with contextlib.suppress(asyncpg.PostgresError):
+                await connection.execute("SELECT 1 / 0")  # type: ignore[union-attr]
+
+    outcome = await trial.once(careless, "1", "2")
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, StatementSwallowed)
+    assert await trial.effects() == await trial.remembered() == []
 
 
 async def test_ids_of_any_kind_in_one_group(trial: Trial) -> None:

@@ -1,10 +1,12 @@
 """One attempt on a real database: the inbox row and the effect commit together, or nothing does."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
@@ -17,7 +19,15 @@ from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler, parameters
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import Duplicate, Failed, Handled, HandlerEndedTransaction, Outcome, Unsettled
+from relmsg.inbox.outcome import (
+    Duplicate,
+    Failed,
+    Handled,
+    HandlerEndedTransaction,
+    Outcome,
+    StatementSwallowed,
+    Unsettled,
+)
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.starts import Starts
 from relmsg.inbox.store import Store
@@ -311,6 +321,39 @@ async def test_a_swallowed_database_error_is_not_handled(trial: Trial) -> None:
     assert isinstance(outcome, Failed)
     assert "division by zero" in str(outcome.error)
     assert await trial.committed() == (0, 0)
+
+
+async def through_the_driver(session: AsyncSession, sql: str) -> None:
+    """Run a statement past SQLAlchemy, and let its error pass."""
+    connection = await (await session.connection()).get_raw_connection()
+    with contextlib.suppress(asyncpg.PostgresError):
+        await connection.driver_connection.execute(sql)  # type: ignore[union-attr]
+
+
+async def test_an_error_swallowed_on_the_drivers_own_connection_is_not_handled(trial: Trial) -> None:
+    """Also what failed past SQLAlchemy leaves a transaction that cannot commit: such a message is never acked."""
+
+    async def careless(session: AsyncSession, message: Message) -> None:
+        await effect(session, message)
+        await through_the_driver(session, "SELECT 1 / 0")
+
+    outcome = await trial.once(careless)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, StatementSwallowed)
+    assert await trial.committed() == (0, 0)
+
+
+async def test_work_on_the_drivers_own_connection_commits_with_the_rest(trial: Trial) -> None:
+    """A handler may use asyncpg; an error that a savepoint has healed does no harm."""
+
+    async def careful(session: AsyncSession, message: Message) -> None:
+        await effect(session, message)
+        await through_the_driver(session, "SAVEPOINT mine")
+        await through_the_driver(session, "SELECT 1 / 0")
+        await through_the_driver(session, "ROLLBACK TO mine")
+
+    assert await trial.once(careful) == Handled()
+    assert await trial.committed() == (1, 1)
 
 
 async def test_an_error_at_commit_is_the_handlers(trial: Trial) -> None:
