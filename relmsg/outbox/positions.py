@@ -56,7 +56,7 @@ class Round:
 
     def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> None:
         """Take note of a piece."""
-        for each, reached in _reached(ranges, read, cut=cut):
+        for each, reached, _ in _reached(ranges, read, cut=cut):
             if each.slot not in self.left:
                 continue
             end = self.left[each.slot][1]
@@ -141,14 +141,14 @@ class Positions:
     def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> bool:
         """Take note of a read: ``read`` are its (slot, id) pairs; ``cut``: not all that was there came back.
 
-        Whether any frontier moved.
+        Whether there may be more: a frontier moved, and the read did not come to the end of its slot.
         """
-        moved = False
-        for each, reached in _reached(ranges, read, cut=cut):
+        more = False
+        for each, reached, ended in _reached(ranges, read, cut=cut):
             if reached > self._frontier.get(each.slot, reached):
                 self._frontier[each.slot] = reached
-                moved = True
-        return moved
+                more |= not ended or each.high != NO_END
+        return more
 
     def open(self, slot: int) -> bool:
         """Whether rows may still become visible behind the frontier, by transactions younger than the window."""
@@ -194,13 +194,16 @@ class Positions:
         return self._sweep
 
 
-def _reached(ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> Iterable[tuple[Range, int]]:
-    """Up to which id each range was read for good: to its end, unless it was full or the read was cut."""
+def _reached(
+    ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool
+) -> Iterable[tuple[Range, int, bool]]:
+    """Up to which id each range was read for good, and whether that is all of it: it is, unless as many came as there
+    was room for, or the read was cut."""
     last: dict[int, int] = {}
     count: dict[int, int] = {}
     for slot, row_id in read:
         last[slot] = max(last.get(slot, 0), row_id)
         count[slot] = count.get(slot, 0) + 1
     for each in ranges:
-        whole = count.get(each.slot, 0) < each.room and not cut and each.high != NO_END
-        yield each, each.high if whole else last.get(each.slot, each.low)
+        ended = count.get(each.slot, 0) < each.room and not cut
+        yield each, each.high if ended and each.high != NO_END else last.get(each.slot, each.low), ended

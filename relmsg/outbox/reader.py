@@ -22,6 +22,7 @@ from relmsg.outbox.store import MOST_BYTES, OutboxStore
 READ_AHEAD = 8  # batches held in memory at most
 LEAST_PER_SLOT = 16
 MOST_OVERLOOKED = 16  # rows of one key
+LATE_SECONDS = 0.05
 CLOCK_STEP = timedelta(seconds=1)  # how far the database's clock may be set back without harm to this
 
 Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
@@ -34,10 +35,11 @@ class Reader:
     key half of that, and as much again for hot keys and for rows that were committed late. No read is begun above
     MOST_BYTES, and none brings more than that.
 
-    A row that was committed late is found by the next look-back: at the next poll while a look-back takes less than
-    2 ms, otherwise it takes a tenth of the time, so after ten times what it takes to look over the rows of the last ten
-    seconds, dead ones included. A row whose transaction was open for longer than that is found by the sweep, a minute
-    later at most, or as much later as a tenth of the time needs for the whole table.
+    A row that was committed late is found by the next look-back. While that takes less than 2 ms it is made at the next
+    poll, or LATE_SECONDS after the last one where each poll finds new rows; otherwise it takes a tenth of the time, so
+    the row is found after ten times what it takes to look over the rows of the last ten seconds, dead ones included. A
+    row whose transaction was open for longer than that is found by the sweep, a minute later at most, or as much later
+    as a tenth of the time needs for the whole table.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Reader:
         self._max_body_bytes = max_body_bytes
         self._forward_pace, self._back_pace, self._sweep_pace = Pace(), Pace(), Pace()
         self._check_pace = Pace(share=0.5)
+        self._looked_back_at = 0.0
         self._number = 0
         self._share = 0
         self._began: dict[int, datetime] = {}
@@ -105,13 +108,18 @@ class Reader:
             return await self._refill() | await self._forward()
         return False
 
-    async def read_late(self) -> bool:
+    async def read_late(self, *, busy: bool = False) -> bool:
         """Read what was committed behind the last reads, as far as that is due; whether there may be more.
+
+        ``busy``: new rows have just been found, and are on their way to the broker. Then this may wait, for
+        LATE_SECONDS after the last time, unless keyed rows wait for it.
 
         :raises DatabaseAway: what was not read will be.
         """
-        if not self.slots:
+        now = self._clock.monotonic()
+        if not self.slots or (busy and not self._pending.unproven and now - self._looked_back_at < LATE_SECONDS):
             return False
+        self._looked_back_at = now
         late = await self._look_back()
         if self._pending.unproven:
             late |= await self._prove()
@@ -133,9 +141,9 @@ class Reader:
         if leaves_out:
             now = self._clock.monotonic()
             self._forward_pace.spent(now - began, now)
-        moved = self._positions.seen(ranges, _places(records), cut=_cut(records))
+        more = self._positions.seen(ranges, _places(records), cut=_cut(records))
         await self._admit(records, proven)
-        return moved
+        return more
 
     async def _refill(self) -> bool:
         wanted: list[tuple[HotKey, int]] = []

@@ -260,8 +260,11 @@ class Relay:
         if self._slots.owned:
             try:
                 more = await self._reader.read()
-                sent += self._send()  # new rows need not wait for the look at late ones, a round trip or more
-                more |= await self._reader.read_late()
+                if sent := self._send():
+                    await asyncio.sleep(
+                        0
+                    )  # until they are written: what follows takes the loop's time, and the server's
+                more |= await self._reader.read_late(busy=sent > 0)
                 sent += self._send()
             except DatabaseAway:
                 await self._clock.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""What the reader asks of the outbox is bounded, whatever waits there."""
+"""What the reader asks of the outbox, and when, whatever waits there."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class NothingMore:
 
     def __init__(self) -> None:
         self.refills: list[Sequence[tuple[HotKey, int]]] = []
+        self.reads = 0
 
     async def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,6 +33,7 @@ class NothingMore:
         return []
 
     async def read(self, *_: Any) -> list[Any]:
+        self.reads += 1
         return []
 
     async def refill(self, wanted: Sequence[tuple[HotKey, int]], _: Any) -> list[Any]:
@@ -39,24 +41,55 @@ class NothingMore:
         return []
 
 
+class Standing:
+    """A clock that goes on only by hand."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    async def sleep(self, _: float) -> None:
+        raise AssertionError
+
+
+def reader_of(store: NothingMore, pending: Pending, positions: Positions, clock: Any = None) -> Reader:
+    async def park(_: Any) -> None:
+        raise AssertionError
+
+    return Reader(
+        store,  # type: ignore[arg-type]
+        pending,
+        positions,
+        Holds(),
+        park,
+        metrics=RelayMetrics(),
+        clock=clock or SystemClock(),
+        batch=500,
+        max_body_bytes=1,
+    )
+
+
+async def test_under_constant_traffic_late_rows_wait_fifty_milliseconds_at_most() -> None:
+    """While every poll finds new rows the look-back is put off, not for ever; without new rows it is made at once."""
+    store, clock, positions = NothingMore(), Standing(), Positions()
+    reader = reader_of(store, Pending(), positions, clock)
+    reader.follow(frozenset([0]))
+    positions.seen(positions.forward(lambda _: 1, None), [(0, 7)], cut=False)
+    looked = []
+    for clock.now in (100.0, 100.02, 100.049, 100.051, 100.06, 100.102):
+        await reader.read_late(busy=True)
+        looked.append(store.reads)
+    assert looked == [1, 1, 1, 2, 2, 3]
+    await reader.read_late()
+    assert store.reads == 4
+
+
 async def test_hot_keys_of_a_slot_share_its_room() -> None:
     """Sixteen hot keys that drain at the same time are not all filled up at once: the slot has room for three."""
     pending, store = Pending(), NothingMore()
 
-    async def park(_: Any) -> None:
-        raise AssertionError
-
-    reader = Reader(
-        store,  # type: ignore[arg-type]
-        pending,
-        Positions(),
-        Holds(),
-        park,
-        metrics=RelayMetrics(),
-        clock=SystemClock(),
-        batch=500,
-        max_body_bytes=1,
-    )
+    reader = reader_of(store, pending, Positions())
     assert READ_AHEAD * 500 // 64 == ROOM
     reader.follow(frozenset(range(64)))
     for key in range(HOT_PER_SLOT):

@@ -81,6 +81,18 @@ def test_the_first_reads_of_a_slot_begin_at_its_beginning() -> None:
     assert not positions.seen(ranges, [], cut=False)
 
 
+def test_whether_there_may_be_more_is_told_by_the_end_of_the_slot() -> None:
+    """After a read that came to the end of each slot nobody reads again at once; after any other one somebody does."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 250)], 0.0)
+    whole = positions.forward(lambda _: 3, None)
+    assert not positions.seen(whole, [(0, 1), (0, 2)], cut=False), "room for three, and two came"
+    assert positions.seen(whole, [(0, 3), (0, 4), (0, 5)], cut=False), "as many came as there was room for"
+    assert positions.seen(whole, [(0, 6)], cut=True), "the byte limit held rows back"
+    assert positions.seen(positions.forward(lambda _: 3, 100), [(0, 7)], cut=False), "only a piece was looked over"
+
+
 def test_a_read_that_leaves_rows_out_goes_in_pieces_up_to_the_known_end() -> None:
     """The frontier passes what a bounded read has left out, and never ids that may not exist yet."""
     positions = Positions()
