@@ -151,7 +151,7 @@ class Attempts:
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
             work = task.handler(task.message, session, task.event)
             error = await called(task.handler, work, turn, deadline, self._metrics)
-            if error is None:
+            if error is None and turn.is_lent:
                 error = await proven(task.handler, turn)
         ended_at = self._clock.monotonic()
         if error is None:

@@ -82,7 +82,7 @@ class Groups:
         called_at = self._clock.monotonic()
         with HandlersTurn(session, transaction, connection) as turn, Deadline(handler.timeout) as deadline:
             done, error = await self._handlers(handler, fresh, session, turn, deadline)
-            if error is None:
+            if error is None and turn.is_lent:
                 error = await proven(handler, turn)
         ended_at = self._clock.monotonic()
         if error is None:

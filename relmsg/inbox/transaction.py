@@ -67,7 +67,8 @@ class HandlersTurn:
         self._ours = transaction
         self._connection = connection
         self._refused = False
-        self._is_lent = False
+        self.is_lent = False
+        """Whether a handler has asked the session for its connection: then ``prove`` before the commit."""
         self.database_error: BaseException | None = None
         """The last error of a statement in this turn, whether or not the handler let it through."""
 
@@ -107,9 +108,8 @@ class HandlersTurn:
             await self._session.flush()
         swallowed = self.database_error
         if swallowed is not None:
-            connection = await self._session.connection()
             try:
-                await connection.execute(text("SELECT 1"))
+                await self._ask()
             except DBAPIError as error:
                 raise (swallowed if sqlstate(error) == FAILED_TRANSACTION else error) from None
             self.database_error = None
@@ -118,19 +118,19 @@ class HandlersTurn:
         """Before the commit: make sure that it can be one. To be called once for all handlers of a transaction.
 
         What a handler does on the driver's own connection, past SQLAlchemy, may fail without a word to us, and then too
-        PostgreSQL answers COMMIT with a rollback and no error. So where a handler has asked for the session's
-        connection, one more statement is sent.
+        PostgreSQL answers COMMIT with a rollback and no error. So one more statement is sent.
 
         :raises StatementSwallowed: a statement has failed, and a handler has let that pass.
         """
-        if not self._is_lent:
-            return
         try:
-            await self._session.run_sync(lambda _: self._connection.execute(text("SELECT 1")))
+            await self._ask()
         except DBAPIError as error:
             if sqlstate(error) != FAILED_TRANSACTION:
                 raise
             raise StatementSwallowed from error
+
+    async def _ask(self) -> None:
+        await self._session.run_sync(lambda _: self._connection.execute(text("SELECT 1")))
 
     def has_objects(self) -> bool:
         """Whether the session knows any object, new, loaded or to be deleted. It knows none where handlers only send
@@ -149,7 +149,7 @@ class HandlersTurn:
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
 
     def _lend(self, *arguments: Any, **options: Any) -> Connection:
-        self._is_lent = True
+        self.is_lent = True
         return type(self._sync).connection(self._sync, *arguments, **options)
 
     def _is_ended(self) -> bool:
