@@ -126,7 +126,8 @@ def _headers(text: str) -> _Headers:
     """Headers as PostgreSQL shows them, checked and encoded; many rows share theirs with others."""
     try:
         headers = msgspec.json.decode(text)
-    except (ValueError, RecursionError) as error:  # PostgreSQL keeps what Python cannot read: more digits, more depth
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        # PostgreSQL keeps what Python cannot read: more digits, more depth. Older versions of msgspec say so themselves.
         raise HeaderRefused(f"headers: {error}") from error
     check_headers(headers)
     return _Headers(headers, *entries(headers))

@@ -576,12 +576,14 @@ async def test_what_was_prefetched_on_a_lost_connection_is_not_handled_twice(
         await place(broker, *map(str, range(10)))
         async with running(inbox, proxy.through(amqp_url)):
             await until(begun)()
+            await proxy.refuse()  # until the loss was seen: a new connection may be there in no time
             proxy.reset()
 
             def lost() -> None:
                 assert inbox.ready() is not None
 
             await eventually(lost)
+            await proxy.accept()
             go.set()
             await settled(inbox, handled=10, duplicate=1)
     assert sorted(calls) == sorted(map(str, range(10)))
