@@ -127,7 +127,7 @@ def _headers(text: str) -> _Headers:
     try:
         headers = msgspec.json.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        # PostgreSQL keeps what Python cannot read: more digits, more depth. Older versions of msgspec say so themselves.
+        # PostgreSQL keeps what Python cannot read: more digits, more depth. (An older msgspec has an error of its own.)
         raise HeaderRefused(f"headers: {error}") from error
     check_headers(headers)
     return _Headers(headers, *entries(headers))
