@@ -9,11 +9,13 @@ from sqlalchemy import (
     DDL,
     TIMESTAMP,
     BigInteger,
+    CheckConstraint,
     Column,
     Computed,
     Identity,
     Index,
     Integer,
+    Interval,
     MetaData,
     PrimaryKeyConstraint,
     SmallInteger,
@@ -45,6 +47,7 @@ class Tables:
     outbox_relay: Table
     inbox_message: Table
     inbox_attempt: Table
+    half_message: Table
 
 
 @lru_cache
@@ -58,6 +61,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> Tables:
         outbox_relay=_outbox_relay(metadata),
         inbox_message=_inbox_message(metadata),
         inbox_attempt=_inbox_attempt(metadata),
+        half_message=_half_message(metadata),
     )
 
 
@@ -179,4 +183,53 @@ def _inbox_attempt(metadata: MetaData) -> Table:
         info={"storage_options": CHURN},
     )
     _storage(table)
+    return table
+
+
+def _half_message(metadata: MetaData) -> Table:
+    """Half messages: stored by the coordinator, invisible to consumers until they are committed.
+
+    A row without ``prepared_at`` is a decision that overtook its prepare, and has no message yet. ``checks`` counts the
+    checks that a member of the group has received; ``check_sent`` and ``check_received`` are the numbers of the last
+    one that was sent and of the last one that was received. ``expires_in`` is counted from the commit.
+    """
+    table = Table(
+        "half_message",
+        metadata,
+        Column("half_id", UUID(as_uuid=True), primary_key=True),
+        Column("producer_group", Text, nullable=False),
+        Column("user_id", Text),
+        Column("state", Text, nullable=False),
+        Column("type", Text),
+        Column("source", Text),
+        Column("exchange", Text, server_default=text("''"), nullable=False),
+        Column("routing_key", Text, server_default=text("''"), nullable=False),
+        Column("ordering_key", Text),
+        Column("headers", JSONB, server_default=text("'{}'::jsonb"), nullable=False),
+        Column("content_type", Text),
+        Column("content_encoding", Text),
+        Column("correlation_id", Text),
+        Column("reply_to", Text),
+        Column("body", BYTEA, server_default=text("''::bytea"), nullable=False),
+        _time("occurred_at"),
+        Column("expires_in", Interval),
+        _time("created_at", default="clock_timestamp()", nullable=False),
+        _time("prepared_at"),
+        Column("check_every", Interval, server_default=text("'30 seconds'::interval"), nullable=False),
+        Column("max_checks", Integer, server_default=text("15"), nullable=False),
+        Column("checks", Integer, server_default=text("0"), nullable=False),
+        Column("check_sent", Integer, server_default=text("0"), nullable=False),
+        Column("check_received", Integer, server_default=text("0"), nullable=False),
+        _time("next_check_at"),
+        Column("last_answer", Text),
+        _time("last_answer_at"),
+        Column("decided_by", Text),
+        _time("decided_at"),
+        CheckConstraint("state IN ('PREPARED', 'COMMITTED', 'ROLLED_BACK', 'PARKED')", name="half_message_state"),
+        info={"storage_options": CHURN},
+    )
+    _storage(table)
+    Index("half_message_due", table.c.next_check_at, postgresql_where=table.c.state == "PREPARED")
+    Index("half_message_parked", table.c.half_id, postgresql_where=table.c.state == "PARKED")
+    Index("half_message_decided", table.c.decided_at, postgresql_where=table.c.decided_at.is_not(None))
     return table

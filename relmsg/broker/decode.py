@@ -27,13 +27,13 @@ from relmsg.broker.encode import (
     REPLY_TO,
     TIMESTAMP,
     TYPE,
+    USER_ID,
 )
 
 FLAGS_AT = 12  # behind class, weight and body size
 FLAGS = struct.Struct(">H")
 SIZE = struct.Struct(">I")
 TIME = struct.Struct(">Q")
-USER_ID = 1 << 4
 MORE_FLAGS = 1
 LONG_STRING = ord("S")
 MOST_SECONDS = 0xFFFFFFFF  # pamqp and others read a larger number as milliseconds
@@ -52,6 +52,7 @@ class Properties(NamedTuple):
     message_id: str | None
     timestamp: int | None
     type: str | None
+    user_id: str | None
     app_id: str | None
 
 
@@ -67,7 +68,9 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
     flags = FLAGS.unpack_from(data, FLAGS_AT)[0]
     if flags & MORE_FLAGS:
         raise ValueError("the content header has more flags than AMQP 0-9-1 has properties")
-    content_type = content_encoding = correlation_id = reply_to = expiration = message_id = type_ = app_id = None
+    content_type = content_encoding = correlation_id = reply_to = expiration = message_id = type_ = user_id = app_id = (
+        None
+    )
     table, timestamp = NO_TABLE, None
     if flags & CONTENT_TYPE:
         end = position + 1 + data[position]
@@ -109,7 +112,9 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
         type_ = _known(data[position + 1 : end], errors)
         position = end
     if flags & USER_ID:
-        position += 1 + data[position]
+        end = position + 1 + data[position]
+        user_id = _known(data[position + 1 : end], errors)
+        position = end
     if flags & APP_ID:
         end = position + 1 + data[position]
         app_id = _known(data[position + 1 : end], errors)
@@ -126,6 +131,7 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
         message_id,
         timestamp,
         type_,
+        user_id,
         app_id,
     )
 

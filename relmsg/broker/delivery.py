@@ -34,10 +34,11 @@ class Delivery:
 
     ``fault`` tells why properties or headers of the message could not be read; None for all but a few. The message then
     has what could be. ``redelivered``: the broker had given it to some consumer before; False does not mean it is new.
-    ``expiration`` is the time to live the message was published with, in milliseconds.
+    ``expiration`` is the time to live the message was published with, in milliseconds. ``user_id`` is the login it was
+    published by, where its publisher says so: RabbitMQ lets nobody name another.
     """
 
-    __slots__ = ("_origin", "_tag", "expiration", "fault", "message", "queue", "redelivered")
+    __slots__ = ("_origin", "_tag", "expiration", "fault", "message", "queue", "redelivered", "user_id")
 
     def __init__(
         self,
@@ -48,12 +49,14 @@ class Delivery:
         *,
         redelivered: bool,
         expiration: str | None,
+        user_id: str | None = None,
         fault: Exception | None = None,
     ) -> None:
         self.message = message
         self.queue = queue
         self.redelivered = redelivered
         self.expiration = expiration
+        self.user_id = user_id
         self.fault = fault
         self._origin = origin
         self._tag = tag

@@ -23,13 +23,14 @@ BASIC, PUBLISH = 60, 40
 
 # AMQP 0-9-1, 4.2.6.1: one flag a property, the first one highest; the order of the values is that of the flags.
 CONTENT_TYPE, CONTENT_ENCODING, HEADERS, DELIVERY_MODE, PRIORITY = 1 << 15, 1 << 14, 1 << 13, 1 << 12, 1 << 11
-CORRELATION_ID, REPLY_TO, EXPIRATION, MESSAGE_ID, TIMESTAMP, TYPE, APP_ID = (
+CORRELATION_ID, REPLY_TO, EXPIRATION, MESSAGE_ID, TIMESTAMP, TYPE, USER_ID, APP_ID = (
     1 << 10,
     1 << 9,
     1 << 8,
     1 << 7,
     1 << 6,
     1 << 5,
+    1 << 4,
     1 << 3,
 )
 TIME = struct.Struct(">Q")
@@ -61,6 +62,7 @@ def content_header(
     expiration: str | None = None,
     timestamp: int | None = None,
     type: str | None = None,  # noqa: A002 - AMQP's word
+    user_id: str | None = None,
     app_id: str | None = None,
 ) -> bytes:
     """The payload of a content header frame; None and empty properties are left out, and so is an empty table.
@@ -95,6 +97,9 @@ def content_header(
     if type:
         flags |= TYPE
         parts.append(_known(type))
+    if user_id:
+        flags |= USER_ID
+        parts.append(_known(user_id))
     if app_id:
         flags |= APP_ID
         parts.append(_known(app_id))

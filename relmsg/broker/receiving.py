@@ -20,7 +20,7 @@ BODY_SIZE = struct.Struct(">Q")
 ACK = struct.Struct(">HHQB")
 BASIC, BASIC_ACK = 60, 80
 
-NOTHING = Properties(None, None, b"", None, None, None, None, None, None, None)
+NOTHING = Properties(None, None, b"", None, None, None, None, None, None, None, None)
 
 # A frozen dataclass sets its fields by name, one call of object.__setattr__ each: over a microsecond more a message.
 _blank = Message.__new__
@@ -40,8 +40,9 @@ _set_reply_to = _set["reply_to"]
 _set_expiration = _set["expiration"]
 _set_timestamp = _set["timestamp"]
 
-Arrived = Callable[[int, bool, Message, "str | None", "Exception | None"], None]
-"""Told of each delivery: tag, whether it is redelivered, the message, its expiration, and what could not be read."""
+Arrived = Callable[[int, bool, Message, "str | None", "str | None", "Exception | None"], None]
+"""Told of each delivery: tag, whether it is redelivered, the message, its expiration and the login it was published by,
+where it says so, and what could not be read."""
 
 
 class Receiving:
@@ -123,24 +124,24 @@ class Receiving:
             tag_at = method + 5 + data[method + 4]
             tag, redelivered = TAG.unpack_from(data, tag_at)
             exchange, routing_key = _address(data[tag_at + 9 : properties_at - 1])
-            message, expiration, fault = message_of(
+            message, expiration, user_id, fault = message_of(
                 data[header_at : body_at - 1], exchange, routing_key, data[start:end]
             )
-            arrived(tag, redelivered & 1 == 1, message, expiration, fault)
+            arrived(tag, redelivered & 1 == 1, message, expiration, user_id, fault)
             position = end + 1
         return position
 
     def _complete(self, body: bytes) -> None:
         assert self._deliver is not None
         (tag, redelivered, exchange, routing_key), self._deliver = self._deliver, None
-        message, expiration, fault = message_of(self._header, exchange, routing_key, body)
-        self._arrived(tag, redelivered, message, expiration, fault)
+        message, expiration, user_id, fault = message_of(self._header, exchange, routing_key, body)
+        self._arrived(tag, redelivered, message, expiration, user_id, fault)
 
 
 def message_of(
     header: bytes, exchange: str, routing_key: str, body: bytes
-) -> tuple[Message, str | None, Exception | None]:
-    """The message of a content header and a body, its expiration, and the error of what could not be read.
+) -> tuple[Message, str | None, str | None, Exception | None]:
+    """The message of a content header and a body, its expiration and user id, and the error of what could not be read.
 
     Nothing is guessed: a message without an id has an empty one. Headers keep what the broker put into them. What can
     not be read is left out, strings that are not UTF-8 show the bytes at fault as replacement characters.
@@ -149,9 +150,19 @@ def message_of(
         came, fault = properties(header), None
     except Exception as error:  # noqa: BLE001 - struct, index, value and Unicode errors: no content header as it should be
         came, fault = _readable(header), error
-    content_type, content_encoding, table, correlation_id, reply_to, expiration, message_id, seconds, type_, source = (
-        came
-    )
+    (
+        content_type,
+        content_encoding,
+        table,
+        correlation_id,
+        reply_to,
+        expiration,
+        message_id,
+        seconds,
+        type_,
+        user_id,
+        source,
+    ) = came
     found: dict[str, Any] = {}
     key = timestamp = None
     try:
@@ -177,7 +188,7 @@ def message_of(
     _set_reply_to(message, reply_to)
     _set_expiration(message, None)
     _set_timestamp(message, timestamp)
-    return message, expiration, fault
+    return message, expiration, user_id, fault
 
 
 def _readable(header: bytes) -> Properties:

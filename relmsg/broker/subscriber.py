@@ -230,16 +230,37 @@ class _Channel:
 
     async def _note(self, raw: DeliveredMessage) -> None:
         """A delivery that aiormq has read."""
+        said = raw.header.properties
         self._arrived(
-            raw.delivery_tag or 0, bool(raw.redelivered), received(raw), raw.header.properties.expiration or None, None
+            raw.delivery_tag or 0,
+            bool(raw.redelivered),
+            received(raw),
+            said.expiration or None,
+            said.user_id or None,
+            None,
         )
 
     def _arrived(
-        self, tag: int, redelivered: bool, message: Message, expiration: str | None, fault: Exception | None
+        self,
+        tag: int,
+        redelivered: bool,
+        message: Message,
+        expiration: str | None,
+        user_id: str | None,
+        fault: Exception | None,
     ) -> None:
         self._acks.came(tag)
         self._deliver(
-            Delivery(message, self._queue, self, tag, redelivered=redelivered, expiration=expiration, fault=fault)
+            Delivery(
+                message,
+                self._queue,
+                self,
+                tag,
+                redelivered=redelivered,
+                expiration=expiration,
+                user_id=user_id,
+                fault=fault,
+            )
         )
 
     def _write(self, acks: Sequence[Ack]) -> None:

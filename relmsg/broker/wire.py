@@ -36,10 +36,11 @@ class Publication(NamedTuple):
     body: bytes
 
 
-def publication(envelope: Envelope, headers: bytes | None = None) -> Publication:
+def publication(envelope: Envelope, headers: bytes | None = None, *, user_id: str | None = None) -> Publication:
     """The publish of an envelope: always persistent, one fixed priority, the ordering key as a header.
 
-    ``headers`` is the envelope's field table, where the caller has it already.
+    ``headers`` is the envelope's field table, where the caller has it already. ``user_id`` is the login of the
+    connection it goes by: RabbitMQ closes the channel (406) if it is another.
 
     :raises InvalidMessage: it cannot be encoded, whatever the encoder's own error was.
     """
@@ -59,6 +60,7 @@ def publication(envelope: Envelope, headers: bytes | None = None) -> Publication
             expiration=None if envelope.expiration_ms is None else str(envelope.expiration_ms),
             timestamp=None if timestamp is None else int(timestamp.timestamp()),
             type=envelope.type,
+            user_id=user_id,
             app_id=envelope.source,
         )
     except Exception as error:

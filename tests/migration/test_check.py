@@ -157,8 +157,8 @@ ALTERATIONS = [
         "INSERT INTO r.outbox_slot (slot) VALUES (64)",
         "table outbox_slot: has 65 rows, expected 64 (0 to 63); missing or extra: 64",
     ),
-    ("DROP TABLE r.relmsg_version", "table relmsg_version: version is none, expected 0001"),
-    ("DELETE FROM r.relmsg_version", "table relmsg_version: version is none, expected 0001"),
+    ("DROP TABLE r.relmsg_version", "table relmsg_version: version is none, expected 0002"),
+    ("DELETE FROM r.relmsg_version", "table relmsg_version: version is none, expected 0002"),
 ]
 
 
@@ -192,7 +192,7 @@ async def test_the_definition_itself_passes(empty_engine):
         await connection.run_sync(tables().metadata.create_all)
     slots, version = await migrate.check(empty_engine)
     assert slots.startswith("table outbox_slot: has 0 rows, expected 64 (0 to 63)")
-    assert version == "table relmsg_version: version is none, expected 0001"
+    assert version == "table relmsg_version: version is none, expected 0002"
 
 
 async def test_in_a_shared_schema_tables_of_others_are_none_of_our_business(empty_url, empty_engine):

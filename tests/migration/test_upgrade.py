@@ -28,7 +28,7 @@ async def run_sql(url, script):
 @pytest.mark.parametrize("schema", ODD_NAMES)
 async def test_migrations_add_up_to_the_schema(empty_url, empty_engine, schema):
     """All migrations together make exactly what relmsg.schema says, under any name."""
-    assert await migrate.upgrade(empty_url, schema) == ["0001"]
+    assert await migrate.upgrade(empty_url, schema) == ["0001", "0002"]
     assert await migrate.check(empty_engine, schema) == []
     await migrate.require_current(empty_engine, schema)
 
@@ -86,7 +86,7 @@ async def test_processes_that_upgrade_at_once_all_end_well(empty_url, empty_engi
     ]
     results = [await process.communicate() for process in started]
     assert [errors for _, errors in results] == [b""] * 4
-    assert sorted(output.strip() for output, _ in results) == [b"['0001']", b"[]", b"[]", b"[]"]
+    assert sorted(output.strip() for output, _ in results) == [b"['0001', '0002']", b"[]", b"[]", b"[]"]
     assert await migrate.check(empty_engine) == []
 
 
@@ -115,7 +115,7 @@ async def test_a_lock_is_not_waited_for_while_others_queue_behind(empty_url, emp
         async with asyncio.timeout(20):
             await blocked(unlike=await blocked())
         await holder.rollback()
-    assert await upgrading == ["0001"]
+    assert await upgrading == ["0001", "0002"]
 
 
 async def test_a_lock_that_stays_is_told(empty_url, empty_engine, monkeypatch):
@@ -163,7 +163,7 @@ async def test_a_newer_schema_is_left_alone(empty_url, empty_engine):
         await migrate.require_current(empty_engine)
     with pytest.raises(SchemaError, match=r"9999.*newer than this code"):
         await migrate.upgrade(empty_url)
-    assert await migrate.check(empty_engine) == ["table relmsg_version: version is 9999, expected 0001"]
+    assert await migrate.check(empty_engine) == ["table relmsg_version: version is 9999, expected 0002"]
 
 
 async def test_a_user_who_may_not_create_is_told_so(empty_url, empty_engine):

@@ -62,16 +62,16 @@ def by_pamqp(header: bytes, body: bytes = b"") -> tuple[Message, str | None]:
     read.unmarshal(header)
     deliver = commands.Basic.Deliver("tag", 1, False, "e", "r")
     message = received(DeliveredMessage(delivery=deliver, header=read, body=body, channel=None))
-    return message, read.properties.expiration
+    return message, read.properties.expiration, read.properties.user_id
 
 
 @given(PROPERTIES)
 def test_headers_are_read_as_pamqp_reads_them(properties):
     """Any header that pamqp can write is read to the same message as pamqp reads it to."""
     header = ContentHeader(properties=properties, body_size=0).marshal()
-    message, expiration, fault = message_of(header, "e", "r", b"")
+    message, expiration, user_id, fault = message_of(header, "e", "r", b"")
     assert fault is None
-    assert (message, expiration) == by_pamqp(header)
+    assert (message, expiration, user_id) == by_pamqp(header)
     assert repr(message) == repr(by_pamqp(header)[0]), "also the types: in Python True == 1"
 
 
@@ -82,14 +82,14 @@ def test_no_header_can_do_harm(noise, properties, data):
     header = bytearray(ContentHeader(properties=properties, body_size=0).marshal())
     position = data.draw(st.integers(12, len(header) - 1))
     header[position] = data.draw(st.integers(0, 255))
-    message, _, _ = message_of(bytes(header), "e", "r", b"body")
+    message, *_ = message_of(bytes(header), "e", "r", b"body")
     assert message.body == b"body"
 
 
 def test_strings_that_are_not_utf_8_are_a_fault_of_their_message():
     """B1: an id in Latin-1 costs no connection; the message tells what was wrong and keeps what could be read."""
     header = ContentHeader(properties=commands.Basic.Properties(message_id="x?z", message_type="t")).marshal()
-    message, _, fault = message_of(header.replace(b"x?z", b"x\xe4z"), "e", "r", b"body")
+    message, *_, fault = message_of(header.replace(b"x?z", b"x\xe4z"), "e", "r", b"body")
     assert isinstance(fault, UnicodeDecodeError)
     assert (message.id, message.type, message.body) == ("x\ufffdz", "t", b"body")
 
@@ -100,7 +100,7 @@ def test_an_unknown_field_type_is_a_fault_of_its_message():
         headers={"a": True}, message_id="m", timestamp=datetime(2026, 1, 1, tzinfo=UTC)
     )
     header = ContentHeader(properties=properties).marshal().replace(b"\x01at\x01", b"\x01aq\x01")
-    message, _, fault = message_of(header, "e", "r", b"")
+    message, *_, fault = message_of(header, "e", "r", b"")
     assert fault is not None
     assert (message.id, message.headers) == ("m", {})
 
@@ -110,7 +110,7 @@ def test_a_timestamp_beyond_all_calendars_is_a_fault_of_its_message():
     properties = commands.Basic.Properties(timestamp=datetime(2026, 1, 1, tzinfo=UTC), message_id="m")
     header = ContentHeader(properties=properties).marshal()
     seconds = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()).to_bytes(8, "big")
-    message, _, fault = message_of(header.replace(seconds, b"\xff" * 8), "e", "r", b"")
+    message, *_, fault = message_of(header.replace(seconds, b"\xff" * 8), "e", "r", b"")
     assert fault is not None
     assert (message.id, message.timestamp) == ("m", None)
 
@@ -170,7 +170,8 @@ def test_deliveries_taken_in_bulk_are_those_taken_one_by_one(kinds, chunks):
             passing += part
     arrived = []
 
-    def note(tag: int, redelivered: bool, message: Message, _: str | None, fault: Exception | None) -> None:
+    def note(tag: int, redelivered: bool, message: Message, *aside: object) -> None:
+        *_, fault = aside
         where = (message.exchange, message.routing_key)
         arrived.append((tag, redelivered, message.body, *where, fault is not None))
 

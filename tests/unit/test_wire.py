@@ -120,7 +120,7 @@ def test_what_is_sent_is_what_arrives(envelope):
     assert message.id == envelope.message_id
 
 
-def as_pamqp(envelope: Envelope) -> bytes:
+def as_pamqp(envelope: Envelope, user_id: str | None = None) -> bytes:
     """The header frame's payload and the body frames as pamqp makes them."""
     headers = dict(envelope.headers)
     if envelope.ordering_key is not None:
@@ -133,6 +133,7 @@ def as_pamqp(envelope: Envelope) -> bytes:
         content_encoding=envelope.content_encoding,
         correlation_id=envelope.correlation_id,
         reply_to=envelope.reply_to,
+        user_id=user_id,
         app_id=envelope.source,
         expiration=None if envelope.expiration_ms is None else str(envelope.expiration_ms),
         headers=headers or None,
@@ -145,12 +146,12 @@ def as_pamqp(envelope: Envelope) -> bytes:
     return b"".join(frame.marshal(each, 7) for each in (header, *map(ContentBody, pieces)))
 
 
-@given(ENVELOPES)
-def test_our_bytes_are_those_of_pamqp(envelope):
+@given(ENVELOPES, st.none() | st.text(min_size=1, max_size=60))
+def test_our_bytes_are_those_of_pamqp(envelope, user_id):
     """The frames packed by hand are, for any envelope that keeps the rules, the very bytes pamqp would send."""
-    ours = frames(publication(envelope), 7, SMALLEST_FRAME_MAX)
+    ours = frames(publication(envelope, user_id=user_id), 7, SMALLEST_FRAME_MAX)
     method_size = frame.unmarshal(ours)[0]
-    assert ours[method_size:] == as_pamqp(envelope)
+    assert ours[method_size:] == as_pamqp(envelope, user_id)
     if len(envelope.exchange) <= 127 and DOMAIN_REGEX["exchange-name"].fullmatch(envelope.exchange):
         publish = commands.Basic.Publish(0, envelope.exchange, envelope.routing_key, mandatory=True)
         assert ours[:method_size] == frame.marshal(publish, 7)
