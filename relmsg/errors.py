@@ -8,6 +8,8 @@
     │   ├── TransactionRequired        publish() was called where no transaction protects it
     │   ├── HandlerRefused             a handler that can never be called, told when it is registered
     │   ├── UnsupportedProperty        a message property that the outbox cannot keep
+    │   ├── GroupRefused               a producer group whose name cannot be one
+    │   ├── CheckerRefused             a checker that could never be asked, or the second one for a type
     │   ├── ImportTargetError          `module:name` does not lead to what was asked for
     │   ├── AccessRefused              a service answered and said no: user, password, permission, vhost
     │   └── SchemaError                relmsg's tables are missing, older or newer than this code
@@ -24,6 +26,10 @@
     ├── ServiceAway                    a service does not answer; exit code 3, a retry can help
     │   ├── BrokerAway
     │   └── DatabaseAway
+    ├── HalfError                      a half message is not as it was taken for
+    │   ├── HalfUnknown                no half message has this id
+    │   ├── HalfRolledBack             committed locally, but somebody had rolled the half message back before
+    │   └── HalfOfAnotherGroup         a decision from a group, or a login, that has not prepared it
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
@@ -68,6 +74,14 @@ class HandlerRefused(UsageError):
 
 class UnsupportedProperty(UsageError):
     """This message property cannot be kept in the outbox."""
+
+
+class GroupRefused(UsageError):
+    """A producer group is a name of 1 to 128 bytes that all instances of one service share."""
+
+
+class CheckerRefused(UsageError):
+    """One checker per message type, written as `async def` with one parameter, the half message."""
 
 
 class ImportTargetError(UsageError):
@@ -127,6 +141,22 @@ class BrokerAway(ServiceAway):
 
 class DatabaseAway(ServiceAway):
     """PostgreSQL does not answer."""
+
+
+class HalfError(RelmsgError):
+    """A half message is not as it was taken for."""
+
+
+class HalfUnknown(HalfError):
+    """No half message has this id: it was never prepared, or was decided and pruned."""
+
+
+class HalfRolledBack(HalfError):
+    """The half message was rolled back before this commit came: it will not be sent, though the local work is done."""
+
+
+class HalfOfAnotherGroup(HalfError):
+    """Only the group that prepared a half message may decide about it."""
 
 
 class BrokerRefused(RelmsgError):

@@ -1,0 +1,82 @@
+"""How producers and coordinators talk, over the broker alone: queues, verbs, and the headers that carry them.
+
+::
+
+    producer ── prepare ──────────────▶ relmsg.half            the message itself, as it will be sent
+             ── commit, rollback ─────▶                        ◀── state, to the producer's reply queue
+    member   ◀─ check ─────────────── relmsg.half.check.GROUP  the message again, and the number of the check
+             ── received, answer ─────▶ relmsg.half
+
+The message id of prepare and check is that of the message; all others have ids of their own and name the half message
+in a header. Whatever is lost on the way is made up for by the next check.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from relmsg.errors import GroupRefused
+
+COORDINATOR: Final = "relmsg.half"
+"""The queue that all coordinators share; they declare it."""
+
+VERB: Final = "relmsg-half"
+HALF_ID: Final = "relmsg-half-id"
+GROUP: Final = "relmsg-half-group"
+EXCHANGE: Final = "relmsg-half-exchange"
+ROUTING_KEY: Final = "relmsg-half-routing-key"
+EXPIRES_IN: Final = "relmsg-half-expires-in"
+"""Milliseconds, counted from the commit. Not a property: the broker would let the prepare itself expire."""
+CHECK_AFTER: Final = "relmsg-half-check-after"
+CHECK_EVERY: Final = "relmsg-half-check-every"
+"""Both in milliseconds."""
+MAX_CHECKS: Final = "relmsg-half-max-checks"
+CHECK: Final = "relmsg-half-check"
+"""The number of a check."""
+RESOLUTION: Final = "relmsg-half-resolution"
+REASON: Final = "relmsg-half-reason"
+STATE: Final = "relmsg-half-state"
+IS_PREPARED: Final = "relmsg-half-is-prepared"
+"""True where the sender has seen the confirm of the prepare: then a decision that overtakes it is kept for it."""
+
+MAX_GROUP_BYTES: Final = 128
+
+
+class Verb(StrEnum):
+    """What a message of the protocol wants."""
+
+    PREPARE = "prepare"
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    RECEIVED = "received"
+    """A member has the check and asks its checker now: from here on it counts."""
+    ANSWER = "answer"
+    CHECK = "check"
+    STATE = "state"
+
+
+class Answer(StrEnum):
+    """What a check came to, as it is counted."""
+
+    COMMIT = "commit"
+    ROLLBACK = "rollback"
+    UNKNOWN = "unknown"
+    NO_CHECKER = "no_checker"
+
+
+def group_name(group: object) -> str:
+    """The group, if there can be one of that name.
+
+    :raises GroupRefused: it is not a string, empty, not printable, or over 128 bytes.
+    """
+    if not isinstance(group, str) or not group.strip() or not group.isprintable():
+        raise GroupRefused(f"group {group!r}: give the name of your service, which all its instances share")
+    if (size := len(group.encode())) > MAX_GROUP_BYTES:
+        raise GroupRefused(f"group {group[:32]!r}… takes {size} bytes, at most {MAX_GROUP_BYTES} may")
+    return group
+
+
+def check_queue(group: str) -> str:
+    """The queue of a group, from which any live member takes checks; members and coordinators declare it."""
+    return f"{COORDINATOR}.check.{group}"
