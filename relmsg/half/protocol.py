@@ -13,10 +13,12 @@ in a header. Whatever is lost on the way is made up for by the next check.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Final
 
 from relmsg.errors import GroupRefused
+from relmsg.topology import Queue
 
 COORDINATOR: Final = "relmsg.half"
 """The queue that all coordinators share; they declare it."""
@@ -41,6 +43,7 @@ IS_PREPARED: Final = "relmsg-half-is-prepared"
 """True where the sender has seen the confirm of the prepare: then a decision that overtakes it is kept for it."""
 
 MAX_GROUP_BYTES: Final = 128
+_NAME: Final = re.compile(r"[a-zA-Z0-9\-_.:@#,/+ ]+")  # a group is a part of the name of a queue
 
 
 class Verb(StrEnum):
@@ -65,13 +68,23 @@ class Answer(StrEnum):
     NO_CHECKER = "no_checker"
 
 
+class Refusal(StrEnum):
+    """Why a decision has changed nothing, as the reason of a state says it."""
+
+    UNKNOWN_ID = "unknown id"
+    ANOTHER_GROUP = "another group"
+    ANOTHER_USER = "another user"
+
+
 def group_name(group: object) -> str:
     """The group, if there can be one of that name.
 
-    :raises GroupRefused: it is not a string, empty, not printable, or over 128 bytes.
+    :raises GroupRefused: it is not a string, empty, over 128 bytes, or has characters that no queue may have.
     """
-    if not isinstance(group, str) or not group.strip() or not group.isprintable():
+    if not isinstance(group, str) or not group.strip():
         raise GroupRefused(f"group {group!r}: give the name of your service, which all its instances share")
+    if not _NAME.fullmatch(group):
+        raise GroupRefused(f"group {group[:32]!r}: names are made of ASCII letters, digits, spaces and -_.:@#,/+")
     if (size := len(group.encode())) > MAX_GROUP_BYTES:
         raise GroupRefused(f"group {group[:32]!r}… takes {size} bytes, at most {MAX_GROUP_BYTES} may")
     return group
@@ -80,3 +93,8 @@ def group_name(group: object) -> str:
 def check_queue(group: str) -> str:
     """The queue of a group, from which any live member takes checks; members and coordinators declare it."""
     return f"{COORDINATOR}.check.{group}"
+
+
+def checks_of(group: str) -> Queue:
+    """That queue. A check that is lost costs nothing but time, so it dead-letters nowhere."""
+    return Queue(check_queue(group), dead_letter_exchange=None)
