@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg import failpoint
-from relmsg.cli import bench, consume, database, errors, outbox, output, relay, topology
+from relmsg.cli import bench, consume, database, errors, half, outbox, output, relay, topology
 from relmsg.database import translate
 from relmsg.errors import RelmsgError
 from relmsg.settings import redact
@@ -21,6 +21,7 @@ from relmsg.settings import redact
 GROUPS: tuple[tuple[str, typer.Typer], ...] = (
     ("db", database.app),
     ("outbox", outbox.app),
+    ("half", half.app),
     ("errors", errors.app),
     ("topology", topology.app),
 )

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import base64
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from relmsg.cli import options, output
-from relmsg.database import create_engine
+from relmsg.cli import brief, options, output
 from relmsg.errors import RelmsgError, UsageError
-from relmsg.migrate import require_current
 from relmsg.outbox.backlog import Backlog
 
 T = TypeVar("T")
@@ -79,7 +75,7 @@ def show(
     rows = _with_backlog(lambda backlog: backlog.show(name), database_url=database_url, schema=schema, config=config)
     if not rows:
         raise RelmsgError(f"no message {name} is in the outbox: it was sent, or its transaction was rolled back")
-    shown = [{**row, "body": _text(row["body"])} for row in rows]
+    shown = [{**row, "body": output.text(row["body"])} for row in rows]
     if json:
         output.emit(shown, json, COLUMNS)
         return
@@ -118,20 +114,4 @@ def retry(
 
 def _with_backlog(ask: Callable[[Backlog], Awaitable[T]], **flags: Any) -> T:
     settings = options.settings(**flags)
-
-    async def run() -> T:
-        engine = create_engine(settings.database())
-        try:
-            await require_current(engine, settings.schema)
-            return await ask(Backlog(engine, schema=settings.schema))
-        finally:
-            await engine.dispose()
-
-    return asyncio.run(run())
-
-
-def _text(body: bytes) -> str:
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return "base64:" + base64.b64encode(body).decode()
+    return brief.asked(settings, lambda engine: ask(Backlog(engine, schema=settings.schema)))

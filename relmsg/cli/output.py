@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -55,6 +56,14 @@ def cell(value: object) -> str:
     elif isinstance(value, dict | list | tuple):
         value = msgspec.json.encode(value, enc_hook=str).decode()
     return printable(str(value))
+
+
+def text(body: bytes) -> str:
+    """A body as text; where it is none, as base64 that says so."""
+    try:
+        return body.decode()
+    except UnicodeDecodeError:
+        return "base64:" + b64encode(body).decode()
 
 
 def printable(text: str) -> str:
