@@ -6,6 +6,9 @@ At least once to the broker, effects in your database once.
 from relmsg.broker.publisher import Publisher
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.errors import RelmsgError
+from relmsg.half.checking import HalfMessage
+from relmsg.half.producer import HalfProducer
+from relmsg.half.state import HalfState, Resolution
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
 from relmsg.outbox.hint import Hint
@@ -17,6 +20,9 @@ __all__ = [
     "Binding",
     "Confirmed",
     "Exchange",
+    "HalfMessage",
+    "HalfProducer",
+    "HalfState",
     "Hint",
     "Inbox",
     "Message",
@@ -26,6 +32,7 @@ __all__ = [
     "Queue",
     "Receipt",
     "RelmsgError",
+    "Resolution",
     "Retry",
     "Returned",
     "Topology",

@@ -69,6 +69,7 @@ class Subscriber:
     The callback is called in the middle of a read of the socket and must only note the delivery: an exception there
     ends the connection (reliability C10).
 
+    :param queue: empty for a private one, which the broker names and which lives as long as its channel: ``address``.
     :param prefetch: how many messages the broker hands over before it waits for acks, at least 1. Without a limit it
         would send the whole queue (reliability C23).
     """
@@ -85,6 +86,7 @@ class Subscriber:
     ) -> None:
         self.queue = queue
         self.generation = 0
+        self._shown = queue or "(private)"
         self._connection = connection
         self._deliver = deliver
         self._prefetch = require_prefetch(prefetch)
@@ -97,6 +99,11 @@ class Subscriber:
     def is_consuming(self) -> bool:
         """Whether messages can arrive at this moment."""
         return self._channel is not None and self._channel.is_open
+
+    @property
+    def address(self) -> str | None:
+        """The name of the queue it consumes at this moment, also where the broker gave it; None while it is lost."""
+        return self._channel.queue if self._channel is not None and self._channel.is_open else None
 
     async def start(self) -> None:
         """Begin to consume.
@@ -119,7 +126,7 @@ class Subscriber:
                 await self._channel.lost.wait()
                 if self._stopping:
                     return
-                log.warning("queue %s: %s, subscribing again", self.queue, self._channel.why)
+                log.warning("queue %s: %s, subscribing again", self._shown, self._channel.why)
                 await self._channel.close()
                 self._channel = None
             failures += 1
@@ -127,9 +134,9 @@ class Subscriber:
             try:
                 self._channel = await self._open()
                 failures = 0
-                log.info("queue %s: consuming again", self.queue)
+                log.info("queue %s: consuming again", self._shown)
             except RelmsgError as error:
-                log.warning("queue %s: %s", self.queue, error)
+                log.warning("queue %s: %s", self._shown, error)
 
     async def stop(self) -> None:
         """Have the broker send nothing more, and wait for its word on it. What was delivered can still be acked."""
@@ -172,8 +179,8 @@ class _Channel:
         self.generation = generation
         self.lost = asyncio.Event()
         self.why = "the channel was closed"
+        self.queue = queue
         self._connection = connection
-        self._queue = queue
         self._deliver = deliver
         self._acks = Acks(self._write)
         self._receiving = Receiving(self._arrived, lambda: self._lose("the broker closed the channel"))
@@ -199,7 +206,10 @@ class _Channel:
         self._tap = self._connection.tap
         if self._tap is not None:
             self._tap.attach(channel.number, self._receiving, self._receiving.take_many)
-        begun = await answer(channel.basic_consume(self._queue, self._note, no_ack=False), within=ANSWER_SECONDS)
+        if not self.queue:
+            private = channel.queue_declare(exclusive=True, auto_delete=True)
+            self.queue = (await answer(private, within=ANSWER_SECONDS)).queue or ""
+        begun = await answer(channel.basic_consume(self.queue, self._note, no_ack=False), within=ANSWER_SECONDS)
         self._tag = begun.consumer_tag
 
     def finish(self, tag: int) -> bool:
@@ -250,18 +260,10 @@ class _Channel:
         fault: Exception | None,
     ) -> None:
         self._acks.came(tag)
-        self._deliver(
-            Delivery(
-                message,
-                self._queue,
-                self,
-                tag,
-                redelivered=redelivered,
-                expiration=expiration,
-                user_id=user_id,
-                fault=fault,
-            )
+        came = Delivery(
+            message, self.queue, self, tag, redelivered=redelivered, expiration=expiration, user_id=user_id, fault=fault
         )
+        self._deliver(came)
 
     def _write(self, acks: Sequence[Ack]) -> None:
         channel = self._channel

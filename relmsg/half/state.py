@@ -20,7 +20,7 @@ class HalfState(StrEnum):
     PARKED = "PARKED"
     """Nobody knew the answer when the last check was over; the producer or an operator may still decide."""
     UNKNOWN = "UNKNOWN"
-    """Only as an answer to a producer: the broker has the decision, and no coordinator has said yet what became of it."""
+    """Only as an answer to a producer: no coordinator has said yet what became of it; the check-back will find out."""
 
     @property
     def is_final(self) -> bool:
@@ -42,7 +42,5 @@ class Resolution(StrEnum):
 OPEN: Final = (HalfState.PREPARED, HalfState.PARKED)
 """The states in which a decision still counts."""
 
-DECIDES: Final = MappingProxyType(
-    {Resolution.COMMIT: HalfState.COMMITTED, Resolution.ROLLBACK: HalfState.ROLLED_BACK}
-)
+DECIDES: Final = MappingProxyType({Resolution.COMMIT: HalfState.COMMITTED, Resolution.ROLLBACK: HalfState.ROLLED_BACK})
 """What an open half message becomes by a decision; UNKNOWN decides nothing."""

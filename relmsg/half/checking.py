@@ -1,0 +1,132 @@
+"""Checkers: the user's functions that say what became of a local transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from uuid import UUID
+
+from relmsg.broker.answer import really_cancelled
+from relmsg.errors import CheckerRefused
+from relmsg.half.protocol import Answer
+from relmsg.half.state import Resolution
+from relmsg.message import Message
+
+log = logging.getLogger(__name__)
+
+ANY_TYPE: Final = "*"
+
+ANSWERS: Final = {
+    Resolution.COMMIT: Answer.COMMIT,
+    Resolution.ROLLBACK: Answer.ROLLBACK,
+    Resolution.UNKNOWN: Answer.UNKNOWN,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HalfMessage:
+    """What a checker is asked about: a message that was prepared, and of which nobody has said yet what became of its
+    local transaction. Another process may have prepared it: decide from data that all members of the group share.
+    """
+
+    message: Message
+    """The message as it will be sent; its body is bytes."""
+    group: str
+    check: int
+    """The number of this check, from 1; numbers may be missing."""
+
+    @property
+    def id(self) -> UUID:
+        """The id of the half message, which is that of the message."""
+        return UUID(str(self.message.id))
+
+    @property
+    def type(self) -> str | None:
+        """The message's type."""
+        return self.message.type
+
+    @property
+    def body(self) -> bytes:
+        """The message's body."""
+        assert isinstance(self.message.body, bytes)
+        return self.message.body
+
+
+Checker: TypeAlias = Callable[[HalfMessage], Awaitable[Resolution]]
+
+
+class Checkers:
+    """The checkers of a producer, one for each message type; ``"*"`` takes the types that have none.
+
+    :param timeout: seconds that one check may take. Longer is UNKNOWN.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._checkers: dict[str, Checker] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._checkers)
+
+    def add(self, type_: object, function: Checker) -> None:
+        """Register a checker.
+
+        :raises CheckerRefused: the type has one already; or it is not an ``async def`` that can be called with one
+            half message.
+        """
+        name = _name(function)
+        if not isinstance(type_, str) or not type_:
+            raise CheckerRefused(
+                f"checker {name}: give the message type it answers for, or {ANY_TYPE!r} for all others"
+            )
+        if (taken := self._checkers.get(type_)) is not None:
+            raise CheckerRefused(f"checker {name}: type {type_!r} has a checker already, {_name(taken)}")
+        if not inspect.iscoroutinefunction(function):
+            raise CheckerRefused(f"checker {name}: write it as `async def`; a blocking function would stop all else")
+        try:
+            inspect.signature(function).bind(object())
+        except TypeError as error:
+            raise CheckerRefused(f"checker {name} is called with one argument, the half message: {error}") from error
+        self._checkers[type_] = function
+
+    def find(self, type_: str | None) -> Checker | None:
+        """The checker for a type; None if there is none."""
+        return self._checkers.get(type_ or "") or self._checkers.get(ANY_TYPE)
+
+    async def ask(self, half: HalfMessage) -> Answer:
+        """What the checker says. UNKNOWN also where it fails, takes too long, or says anything but a Resolution: from
+        none of these follows that the local transaction did not happen.
+        """
+        checker = self.find(half.type)
+        if checker is None:
+            log.error("half message %s: no checker is registered for its type %r", half.id, half.type)
+            return Answer.NO_CHECKER
+        said = await self._said(checker, half)
+        if isinstance(said, Resolution):
+            return ANSWERS[said]
+        log.error("half message %s: checker %s returned %r instead of a Resolution", half.id, _name(checker), said)
+        return Answer.UNKNOWN
+
+    async def _said(self, checker: Checker, half: HalfMessage) -> object:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await checker(half)
+        except asyncio.CancelledError:
+            if really_cancelled():
+                raise
+            log.error("half message %s: checker %s was cancelled from inside", half.id, _name(checker))
+        except TimeoutError:
+            log.exception(
+                "half message %s: checker %s timed out, %g s are the limit", half.id, _name(checker), self._timeout
+            )
+        except (Exception, SystemExit):
+            log.exception("half message %s: checker %s failed", half.id, _name(checker))
+        return Resolution.UNKNOWN
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)

@@ -1,0 +1,174 @@
+"""A member of a producer group: takes checks from the group's queue and answers them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from relmsg.broker.connection import Connection
+from relmsg.broker.declare import declare, queue_exists
+from relmsg.broker.error_headers import strip
+from relmsg.broker.receipt import Confirmed
+from relmsg.broker.subscriber import Delivery, Subscriber
+from relmsg.clock import Clock
+from relmsg.errors import RelmsgError
+from relmsg.half.checking import Checkers, HalfMessage
+from relmsg.half.protocol import (
+    CHECK,
+    EXCHANGE,
+    REASON,
+    RESOLUTION,
+    ROUTING_KEY,
+    VERB,
+    Answer,
+    Verb,
+    checks_of,
+)
+from relmsg.half.sender import Sender
+from relmsg.half.state import Resolution
+from relmsg.message import HeaderValue
+from relmsg.retry import full_jitter
+from relmsg.telemetry import span
+from relmsg.topology import Topology
+
+log = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 5.0
+OURS = "relmsg-half"
+
+
+class Member:
+    """Answers checks, at most ``concurrency`` at a time, and takes no more than it works on.
+
+    A check is received when its checker is about to run, and from then on it counts. One that the broker delivers a
+    second time may have ended the member that had it first: it is dropped, and the next check comes by itself. So is
+    one that cannot be answered because the broker is away.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        sender: Sender,
+        checkers: Checkers,
+        *,
+        concurrency: int,
+        clock: Clock,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._connection = connection
+        self._sender = sender
+        self._checkers = checkers
+        self._clock = clock
+        self._chance = chance
+        self._queue = checks_of(sender.group)
+        self._subscriber = Subscriber(
+            connection, self._queue.name, self._take, prefetch=concurrency, clock=clock, chance=chance
+        )
+        self._keeping: asyncio.Task[None] | None = None
+        self._checks: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether checks can arrive at this moment."""
+        return self._subscriber.is_consuming
+
+    async def start(self) -> None:
+        """Take checks from now on.
+
+        :raises BrokerAway, AccessRefused, BrokerRefused, TopologyMismatch: as the broker answers.
+        """
+        await self._declare()
+        await self._subscriber.start()
+        self._keeping = asyncio.create_task(self._subscriber.run())
+
+    def start_soon(self) -> None:
+        """Take checks as soon as the broker lets us; does nothing where that has been said before."""
+        if self._keeping is None:
+            self._keeping = asyncio.create_task(self._keep())
+
+    async def close(self) -> None:
+        """Take no more checks, and give those under way five seconds; what is left over is asked again later."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._subscriber.stop()
+        if self._checks:
+            _, late = await asyncio.wait(self._checks, timeout=DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await self._subscriber.close()
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            try:
+                await self._declare()
+                break
+            except RelmsgError as error:
+                failures += 1
+                log.warning("queue %s: %s", self._queue.name, error)
+                await self._clock.sleep(full_jitter(failures, 0.1, 10.0, self._chance))
+        await self._subscriber.run()
+
+    async def _declare(self) -> None:
+        # Where it stands already, a login that may not declare it can still consume it.
+        if not await queue_exists(self._connection, self._queue.name):
+            await declare(self._connection, Topology(queues=(self._queue,)))
+
+    def _take(self, delivery: Delivery) -> None:
+        task = asyncio.create_task(self._handle(delivery))
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
+
+    async def _handle(self, delivery: Delivery) -> None:
+        if delivery.redelivered:
+            log.info("dropped a check of half message %s, which another member has had", delivery.message.id)
+        else:
+            try:
+                await self._answer(_half_message(delivery, self._sender.group))
+            except RelmsgError as error:
+                log.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
+            except Exception:
+                log.exception("half message %s: a check could not be answered", delivery.message.id)
+        await delivery.ack()
+
+    async def _answer(self, half: HalfMessage) -> None:
+        with span("check", {"messaging.message.id": str(half.id)}, continues=half.message.headers):
+            number: dict[str, HeaderValue] = {CHECK: half.check}
+            if self._checkers.find(half.type) is not None:
+                await self._say(Verb.RECEIVED, half, number)
+            answer = await self._checkers.ask(half)
+            await self._say(Verb.ANSWER, half, number | _words(answer))
+
+    async def _say(self, verb: Verb, half: HalfMessage, headers: Mapping[str, HeaderValue]) -> None:
+        receipt = await self._sender.say(verb, half.id, headers)
+        if not isinstance(receipt, Confirmed):
+            raise receipt
+
+
+def _half_message(delivery: Delivery, group: str) -> HalfMessage:
+    """What a check asks about. :raises ValueError: it is none."""
+    came: Mapping[str, Any] = delivery.message.headers
+    number = came.get(CHECK)
+    if delivery.fault is not None or came.get(VERB) != Verb.CHECK or not isinstance(number, int):
+        raise ValueError(f"this is no check, but {came.get(VERB)!r}") from delivery.fault
+    message = replace(
+        delivery.message,
+        id=str(UUID(str(delivery.message.id))),
+        exchange=str(came.get(EXCHANGE, "")),
+        routing_key=str(came.get(ROUTING_KEY, "")),
+        headers={name: value for name, value in strip(came).items() if not name.startswith(OURS)},
+    )
+    return HalfMessage(message, group, number)
+
+
+def _words(answer: Answer) -> dict[str, HeaderValue]:
+    if answer is Answer.NO_CHECKER:
+        return {RESOLUTION: Resolution.UNKNOWN.value, REASON: answer.value}
+    return {RESOLUTION: Resolution(answer.upper()).value}
