@@ -12,6 +12,8 @@ from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id
@@ -19,6 +21,7 @@ from relmsg.clock import Clock, SystemClock
 from relmsg.errors import UsageError
 from relmsg.half.checking import Checker, Checkers
 from relmsg.half.decisions import Decisions
+from relmsg.half.fence import Fence
 from relmsg.half.member import Member
 from relmsg.half.prepare import prepare, terms
 from relmsg.half.protocol import group_name
@@ -57,6 +60,7 @@ class HalfProducer:
     :param concurrency: checkers that run at a time in this process.
     :param identify: put the login of ``amqp_url`` into every message, where RabbitMQ holds it against the connection's:
         then the group's word counts only from that login. False where the login is not in the URL (a certificate).
+    :param fence: which table ``fence`` and ``fenced_checker`` use; ``relmsg_fence`` unless told otherwise.
     :param bulk: see ``Connection``.
     :raises GroupRefused: no group can have this name.
     """
@@ -73,6 +77,7 @@ class HalfProducer:
         concurrency: int = 4,
         max_body_bytes: int = MAX_BODY_BYTES,
         identify: bool = True,
+        fence: Fence | None = None,
         retry: Retry | None = None,
         bulk: bool | None = None,
         clock: Clock | None = None,
@@ -112,6 +117,7 @@ class HalfProducer:
             self._receiving, self._sender, self._checkers, concurrency=concurrency, clock=clock, chance=chance
         )
         self._max_body_bytes = max_body_bytes
+        self._fence = fence or Fence()
         self._entered = False
         self._running: AsyncExitStack | None = None
 
@@ -229,6 +235,25 @@ class HalfProducer:
         :raises HalfOfAnotherGroup: it is another group's.
         """
         return await self._decide(half_id, Resolution.ROLLBACK)
+
+    async def fence(self, session: AsyncSession | AsyncConnection, tx: HalfTransaction) -> bool:
+        """Put COMMIT into the fence, first of all in the local transaction: it commits or rolls back with the work.
+
+        False: it stood there already, and the work has been done before; see ``Fence.commit``.
+
+        :raises HalfRolledBack: a checker was first; roll the local transaction back.
+        :raises TransactionRequired: the connection commits by itself (AUTOCOMMIT).
+        """
+        return await self._fence.commit(session, tx.half_id)
+
+    def fenced_checker(self, sessions: Callable[[], AsyncSession] | AsyncEngine) -> Checker:
+        """A checker that knows, where every local transaction of the type has called ``fence``:
+        ``half.checker("order.placed")(half.fenced_checker(sessions))``.
+
+        It puts ROLLBACK into the fence. Where that succeeds, the local transaction can never commit; where COMMIT is in
+        the way, it has; where the transaction is still open, the answer is UNKNOWN.
+        """
+        return self._fence.checker(sessions)
 
     async def _decide(self, half_id: UUID | str, resolution: Resolution) -> HalfState:
         self._require_running()
