@@ -115,7 +115,7 @@ async def test_killed_before_the_local_work_the_check_back_rolls_back(
 async def test_killed_inside_the_local_transaction_the_check_back_rolls_back(
     payments: Payments, engine: AsyncEngine, broker: Broker
 ) -> None:
-    """It waits for another writer's lock, in the middle of its local work, when it dies: what it began never counts."""
+    """Another writer's lock keeps it from its local commit until it dies: what it may have begun never counts."""
     assert await (await payments.answering()).terminate() == 0  # has made the tables
     with closing(sqlite3.connect(payments.file, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
