@@ -1,4 +1,4 @@
-# Everything below needs python3 (3.11+) and make; PostgreSQL and RabbitMQ are found, or installed where we are root.
+# Everything below needs python3 (3.11+) and make; PostgreSQL, RabbitMQ and MariaDB are found, or installed where we are root.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

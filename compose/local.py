@@ -6,7 +6,8 @@
 They have data directories, ports, an Erlang node name, cookie and epmd of their own and listen on 127.0.0.1 only; the
 machine's own servers are never touched. What was started is stopped, also after SIGINT, SIGTERM, SIGHUP, a start that
 half failed, and even after SIGKILL of this process: a small guard process waits for that. If RELMSG_DATABASE_URL
-and RELMSG_AMQP_URL are both set, nothing is started and those are used.
+and RELMSG_AMQP_URL are both set, nothing is started and those are used. A MariaDB is started beside them once a test
+asks for it (Services.start_mariadb), unless RELMSG_MARIADB_URL is set.
 
     --rabbitmq 3|4, --postgres 15|17   that version (before the verb or after it); if this machine has another, it is
                                        run by chroot in a tree of Debian's, made once by debootstrap (root, a minute,

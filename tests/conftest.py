@@ -33,6 +33,12 @@ def services() -> Iterator[Services]:
 
 
 @pytest.fixture(scope="session")
+def mariadb_url(services: Services) -> str:
+    """A MariaDB in which one may make databases, started by the first test that asks for it."""
+    return services.start_mariadb()
+
+
+@pytest.fixture(scope="session")
 def databases(services: Services) -> Iterator[Databases]:
     """Makes databases that have relmsg's tables, for tests that need more than one."""
     databases = Databases(services.database_url)

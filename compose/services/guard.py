@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from compose.services.directory import ROOT
+from compose.services.mariadb import MariaDB
 from compose.services.postgres import Postgres
 from compose.services.rabbitmq import RabbitMQ
 from compose.services.signals import ENDING
@@ -51,6 +52,7 @@ def end_all(state: State) -> None:
     directory = known["directory"]
     Postgres(state, Cancellation()).discard()
     RabbitMQ(state, Cancellation()).discard()
+    MariaDB(state, Cancellation()).discard()
     for server in (known["postgres"], known["rabbitmq"]):
         Userland.of(server).forget(directory)
     shutil.rmtree(directory, ignore_errors=True)

@@ -8,8 +8,10 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from compose.services.environment import PATH
 from compose.services.errors import ServicesError
 from compose.services.progress import Report
 from compose.services.userland import HERE, Userland
@@ -38,6 +40,21 @@ def rabbitmq_sbin(version: str | None = None, userland: Userland = HERE) -> Path
         if has and version in (None, _rabbitmq_version(directory, userland)):
             return directory
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class MariaDBPrograms:
+    """The server, and what makes its first data."""
+
+    server: Path
+    install: Path
+
+
+def mariadb_programs() -> MariaDBPrograms | None:
+    """Those of this machine; MySQL's, which have other options, are not taken for them."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), PATH])
+    server, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
+    return MariaDBPrograms(Path(server), Path(install)) if server and install else None
 
 
 def epmd(userland: Userland, environment: dict[str, str]) -> str:
@@ -83,7 +100,7 @@ def _rabbitmq_version(directory: Path, userland: Userland) -> str:
 
 
 def install(packages: Sequence[str], report: Report) -> None:
-    """By apt-get, without letting the packages start services of their own."""
+    """By apt-get, without letting the packages start services of their own, or put out what is installed."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with contextlib.ExitStack() as temporary:
         # 101 is policy-rc.d's "not allowed"; the second keeps Debian from making a cluster that would never be used.
@@ -96,7 +113,7 @@ def install(packages: Sequence[str], report: Report) -> None:
                 path.write_text(text)
                 path.chmod(mode)
                 temporary.callback(path.unlink, missing_ok=True)
-        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
+        for arguments in (["update"], ["install", "-y", "--no-remove", "--no-install-recommends", *packages]):
             report(f"apt-get {' '.join(arguments)}")
             done = subprocess.run(  # noqa: S603
                 ["apt-get", "-qq", *arguments],  # noqa: S607

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
+import re
 import socket
 from pathlib import Path
+
+PORT_TAKEN = re.compile("address already in use|eaddrinuse", re.IGNORECASE)
+"""What servers say in their logs when someone else took a port between our choosing it and its use."""
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Which PostgreSQL and RabbitMQ are run: this machine's, or, for a version it has not, those of a Debian release."""
+"""Which servers are run: this machine's, or, for a version it has not, those of a Debian release."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from compose.services import trees
-from compose.services.environment import AMQP_URL, DATABASE_URL
+from compose.services.environment import AMQP_URL, DATABASE_URL, MARIADB_URL
 from compose.services.errors import ServicesError
-from compose.services.installing import install, postgres_bin, rabbitmq_sbin
+from compose.services.installing import MariaDBPrograms, install, mariadb_programs, postgres_bin, rabbitmq_sbin
 from compose.services.progress import Report
 from compose.services.userland import HERE, Userland
 from compose.services.waiting import Cancellation
@@ -64,13 +64,27 @@ def find(
 def _install_missing(report: Report, rabbitmq: str | None, postgres: str | None) -> None:
     missing = [] if postgres or postgres_bin() else ["postgresql"]
     missing += [] if rabbitmq or rabbitmq_sbin() else ["rabbitmq-server"]
-    if not missing:
-        return
+    if missing:
+        _install(missing, f"set {DATABASE_URL} and {AMQP_URL}", report)
+
+
+def find_mariadb(report: Report) -> MariaDBPrograms:
+    """MariaDB's, whichever version this machine has.
+
+    :raises ServicesError: if it is missing and cannot be had, which takes root and apt-get.
+    """
+    if not mariadb_programs():
+        _install(["mariadb-server-core"], f"set {MARIADB_URL}", report)
+    if found := mariadb_programs():
+        return found
+    raise ServicesError("MariaDB: installed, yet not found where Debian puts it")
+
+
+def _install(missing: list[str], instead: str, report: Report) -> None:
     names = " ".join(missing)
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise ServicesError(
-            f"not installed: {names} (Debian: apt-get install --no-install-recommends {names}), "
-            f"or set {DATABASE_URL} and {AMQP_URL}"
+            f"not installed: {names} (Debian: apt-get install --no-install-recommends {names}), or {instead}"
         )
     install(missing, report)
 

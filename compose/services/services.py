@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -11,9 +10,11 @@ from types import TracebackType
 
 from compose.services import postgres, programs
 from compose.services.directory import make_directory
-from compose.services.environment import AMQP_URL, DATABASE_URL, MANAGEMENT_URL, STATE
+from compose.services.environment import AMQP_URL, DATABASE_URL, MANAGEMENT_URL, MARIADB_URL, STATE
 from compose.services.errors import ServicesError
 from compose.services.guard import Guard, end_all
+from compose.services.mariadb import MariaDB
+from compose.services.ports import PORT_TAKEN
 from compose.services.postgres import Postgres
 from compose.services.programs import Programs
 from compose.services.progress import Report
@@ -23,7 +24,6 @@ from compose.services.state import State
 from compose.services.waiting import Cancellation
 
 START_ATTEMPTS = 3
-PORT_TAKEN = re.compile("address already in use|eaddrinuse", re.IGNORECASE)
 
 
 class Services:
@@ -145,7 +145,6 @@ class Services:
                 self._start(*found)
                 return
             except ServicesError as error:
-                # Someone else took a port between our choosing it and its use.
                 if attempt == START_ATTEMPTS or not PORT_TAKEN.search(str(error)):
                     raise
                 self._report("a port was taken meanwhile, trying others")
@@ -217,6 +216,20 @@ class Services:
         :raises ServicesError: if it is still running, or does not answer within 90 s.
         """
         self._postgres.start()
+
+    # -- MariaDB
+
+    def start_mariadb(self) -> str:
+        """The URL of a MariaDB in which one may make databases: RELMSG_MARIADB_URL, or that of one beside the other
+        two, started by whoever asks first, and ended with them.
+
+        :raises ServicesError: if it is missing and cannot be had, or does not answer within 90 s.
+        """
+        if given := os.environ.get(MARIADB_URL):
+            return given
+        if not self.controlled:
+            raise ServicesError(f"these services were given by URL: set {MARIADB_URL} too")
+        return MariaDB(self._state, self.cancellation).obtain(self._report)
 
     # -- inside
 

@@ -23,7 +23,7 @@ class State:
     def create(cls, directory: Path) -> State:
         """That of services which are going to have their data in this directory."""
         state = cls(directory / "state.json")
-        state._write({"directory": str(directory), "postgres": {}, "rabbitmq": {}, "epmd": {}})
+        state._write({"directory": str(directory), "postgres": {}, "rabbitmq": {}, "epmd": {}, "mariadb": {}})
         return state
 
     def read(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import sys
@@ -16,7 +15,7 @@ from compose.services.directory import ROOT
 from compose.services.postgres import Postgres
 from relmsg.testing import eventually
 from tests.support.broker import Broker
-from tests.support.local_services import LOCAL, everything_is_gone, listens, running, services_of
+from tests.support.local_services import LOCAL, everything_is_gone, listening, listens, running, services_of
 from tests.support.processes import Processes
 
 TELL = "import os; print('state', os.environ.get('RELMSG_LOCAL_STATE'), flush=True); "
@@ -275,17 +274,9 @@ async def test_postgres_is_set_for_durability(private):
 def test_both_listen_on_the_loopback_only(private):
     """No socket of theirs is reachable from another machine."""
     state = json.loads(private.state_file.read_text())
-    inodes = set()
-    for process in (state["postgres"]["pid"], state["rabbitmq"]["pid"], state["epmd"]["pid"]):
-        for link in Path(f"/proc/{process['id']}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                inodes.add(str(link.readlink()).removeprefix("socket:[").rstrip("]"))
-    listening = []
-    for table in ("tcp", "tcp6"):
-        rows = [row.split() for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
-        listening += [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
-    assert len(listening) >= 4  # PostgreSQL, AMQP, Erlang distribution, epmd
-    assert set(listening) <= {"0100007F", "00000000000000000000000001000000"}
+    addresses = listening(state["postgres"]["pid"], state["rabbitmq"]["pid"], state["epmd"]["pid"])
+    assert len(addresses) >= 4  # PostgreSQL, AMQP, Erlang distribution, epmd
+    assert set(addresses) <= {"0100007F", "00000000000000000000000001000000"}
 
 
 def test_services_given_by_url_cannot_be_controlled():

@@ -24,6 +24,20 @@ def services_of(process):
     return descendants(process.pid)
 
 
+def listening(*processes):
+    """The addresses where they accept connections, as /proc writes them."""
+    inodes = set()
+    for process in processes:
+        for link in Path(f"/proc/{process['id']}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(str(link.readlink()).removeprefix("socket:[").rstrip("]"))
+    found = []
+    for table in ("tcp", "tcp6"):
+        rows = [row.split() for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+        found += [row[1].split(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
+    return found
+
+
 def listens(url):
     """Whether someone accepts connections where the URL points to."""
     with (
