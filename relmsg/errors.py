@@ -33,7 +33,7 @@
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
-        ├── MissingMessageId · UnknownType · Undecodable · KilledWorker
+        ├── MissingMessageId · UnknownType · Undecodable · KilledWorker · MalformedHalf
 
 An error raised without a text says its own docstring. ``retryable`` tells whether the same call can succeed later.
 """
@@ -190,3 +190,7 @@ class Undecodable(Unhandleable):
 
 class KilledWorker(Unhandleable):
     """Handling this message has ended the worker process three times."""
+
+
+class MalformedHalf(Unhandleable):
+    """This delivery is none of the half message protocol, or one of its headers is missing or out of range."""

@@ -113,6 +113,28 @@ async def ensure_error_queue(connection: Connection, queue: str, exchange: str =
         log.warning("cannot see to the binding of %s to exchange %r: %s", errors, exchange, error)
 
 
+async def ensure_queue(connection: Connection, queue: Queue) -> int:
+    """Have this queue; how many messages are ready in it. What is there already is taken as it is, whatever its
+    arguments, and takes no permission to configure.
+
+    :raises UsageError: the broker knows no such argument.
+    :raises AccessRefused: it is missing, and the user may not declare it.
+    :raises BrokerAway: no answer.
+    """
+    try:
+        return await _ask(connection, _ready, queue)
+    except BrokerRefused as error:
+        if error.reply_code != NOT_FOUND:
+            raise
+    try:
+        await _ask(connection, _declare, queue, asked_for(queue))
+    except BrokerRefused as error:
+        if error.reply_code == PRECONDITION_FAILED:  # somebody has just declared another one of that name
+            return await _ask(connection, _ready, queue)
+        raise _refusal(queue, error) from error
+    return 0
+
+
 async def queue_exists(connection: Connection, queue: str) -> bool:
     """Whether there is a queue of this name; nothing is declared.
 
@@ -215,6 +237,10 @@ async def _declare_passively(channel: Channel, thing: Exchange | Queue) -> None:
         await channel.queue_declare(thing.name, passive=True)
     else:
         await channel.exchange_declare(thing.name, exchange_type=thing.type, passive=True)
+
+
+async def _ready(channel: Channel, queue: Queue) -> int:
+    return (await channel.queue_declare(queue.name, passive=True)).message_count or 0
 
 
 async def _bind_queue(channel: Channel, binding: Binding) -> None:

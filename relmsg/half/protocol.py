@@ -90,6 +90,11 @@ def group_name(group: object) -> str:
     return group
 
 
+def coordinator_queue() -> Queue:
+    """The queue of the coordinators as they declare it; what kills them time and again ends in its error queue."""
+    return Queue(COORDINATOR)
+
+
 def check_queue(group: str) -> str:
     """The queue of a group, from which any live member takes checks; members and coordinators declare it."""
     return f"{COORDINATOR}.check.{group}"

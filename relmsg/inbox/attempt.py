@@ -33,9 +33,9 @@ from relmsg.inbox.outcome import (
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
-from relmsg.inbox.trouble import answering, is_away, is_contention, named
 from relmsg.message import Message
 from relmsg.retry import Retry
+from relmsg.trouble import answering, is_away, is_contention, named
 
 log = logging.getLogger(__name__)
 

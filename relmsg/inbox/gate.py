@@ -12,8 +12,8 @@ from typing import TypeVar
 from relmsg.clock import Clock, SystemClock
 from relmsg.inbox.outcome import Unsettled
 from relmsg.inbox.rest import Rest
-from relmsg.inbox.trouble import brief
 from relmsg.retry import full_jitter
+from relmsg.trouble import brief
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import New, Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
-from relmsg.inbox.trouble import answering, brief, is_contention
+from relmsg.trouble import answering, brief, is_contention
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from relmsg.broker.connection import Connection
+from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.broker.subscriber import require_prefetch
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import UsageError
 from relmsg.inbox.attempt import Attempts
 from relmsg.inbox.consumer import Consumer
-from relmsg.inbox.errors import ErrorExchange
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.group import Groups
 from relmsg.inbox.handler import GROUP, GROUP_OF_LISTS, Handler, parameters

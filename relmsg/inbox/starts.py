@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Duplicate, Handled, Outcome, Unsettled
 from relmsg.inbox.store import Store
-from relmsg.inbox.trouble import answering, brief
+from relmsg.trouble import answering, brief
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.inbox.outcome import HandlerEndedTransaction, StatementSwallowed
-from relmsg.inbox.trouble import sqlstate
+from relmsg.trouble import sqlstate
 
 FAILED_TRANSACTION = "25P02"
 ENDING = re.compile(

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from relmsg.broker.error_exchange import ErrorExchange
+from relmsg.broker.receipt import Confirmed
 from relmsg.errors import KilledWorker
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
 from relmsg.inbox.attempt import Around, Attempts
-from relmsg.inbox.errors import ErrorExchange
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -109,9 +110,12 @@ class _Journey:
         worker, delivery, identity = self._worker, self._delivery, self._arrival.identity
         consumer = self._arrival.consumer
         message_id = identity.message_id if identity is not None else str(delivery.message.id)
-        confirmed = await worker.error_exchange.until_settled(
-            lambda: worker.errors.take(delivery, failed, consumer, message_id), self._wanted
-        )
+
+        async def taken() -> Confirmed | Unsettled:
+            receipt = await worker.errors.take(delivery, failed, consumer, message_id)
+            return receipt if isinstance(receipt, Confirmed) else Unsettled(receipt)
+
+        confirmed = await worker.error_exchange.until_settled(taken, self._wanted)
         if confirmed is None:
             return False
         worker.metrics.failed(consumer, delivery.queue, failed.reason)

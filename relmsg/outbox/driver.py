@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.database import translate
 from relmsg.errors import DatabaseAway
-from relmsg.outbox.outage import Outage
+from relmsg.outage import Outage
 
 PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
 PLANNED_ONCE = (

@@ -25,13 +25,13 @@ from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
 from relmsg.errors import DatabaseAway
 from relmsg.migrate import require_current
+from relmsg.outage import Outage
 from relmsg.outbox.deletes import RETRY_SECONDS, Deletes
 from relmsg.outbox.driver import PLANNED_ONCE, Driver
 from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.listen import Listener
 from relmsg.outbox.metrics import Progress, RelayMetrics
-from relmsg.outbox.outage import Outage
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
 from relmsg.outbox.reader import Reader

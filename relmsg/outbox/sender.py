@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.clock import Clock
 from relmsg.errors import BrokerAway
+from relmsg.outage import Outage
 from relmsg.outbox.holds import Holds
-from relmsg.outbox.outage import Outage
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.row import Row
 from relmsg.outbox.settle import Settler

@@ -221,7 +221,7 @@ async def test_an_outage_of_the_database_is_told_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """While PostgreSQL is away the relay says so once, and once that it is back; then it goes on."""
-    caplog.set_level(logging.INFO, logger="relmsg.outbox.outage")
+    caplog.set_level(logging.INFO, logger="relmsg.outage")
     await broker.queue("q")
     async with relaying(database_url, amqp_url) as relay:
         await asyncio.to_thread(services.stop_postgres)
@@ -239,7 +239,7 @@ async def test_an_outage_of_the_database_is_told_once(
         await emptied(engine, within=30)
 
         async def told() -> None:
-            levels = [record.levelname for record in caplog.records if record.name == "relmsg.outbox.outage"]
+            levels = [record.levelname for record in caplog.records if record.name == "relmsg.outage"]
             assert levels == ["WARNING", "INFO"]
 
         await eventually(told)

@@ -12,9 +12,9 @@ from hypothesis import strategies as some
 from pamqp import decode
 
 from relmsg.broker import error_headers as names
+from relmsg.broker.diagnosis import error_headers
 from relmsg.broker.headers import MAX_BYTES, encoded_size
 from relmsg.broker.subscriber import Delivery
-from relmsg.inbox.diagnosis import error_headers
 from relmsg.inbox.outcome import Failed
 from relmsg.message import Message
 

@@ -10,14 +10,13 @@ from datetime import UTC, datetime
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_error_queue
+from relmsg.broker.delivery import Delivery
+from relmsg.broker.diagnosis import Failure, error_headers
 from relmsg.broker.receipt import Confirmed
-from relmsg.broker.subscriber import Delivery
 from relmsg.broker.wire import Publication
 from relmsg.errors import RelmsgError
-from relmsg.inbox.diagnosis import error_headers
-from relmsg.inbox.outcome import Failed, Unsettled
-from relmsg.inbox.trouble import named
 from relmsg.topology import error_queue_name
+from relmsg.trouble import named
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +50,14 @@ class ErrorExchange:
         """
         await ensure_error_queue(self._connection, queue, self._exchange)
 
-    async def take(self, delivery: Delivery, failed: Failed, consumer: str, message_id: str) -> Confirmed | Unsettled:
+    async def take(
+        self, delivery: Delivery, failed: Failure, consumer: str, message_id: str
+    ) -> Confirmed | RelmsgError:
         """Publish the copy, once, and wait for the broker's word on it.
 
-        Only after Confirmed may the original be acked. Everything else is Unsettled: the error queue may have been
-        deleted, or be full, or the broker is away. The next call declares the queue again before it publishes; a copy
-        whose confirm was lost may then be there twice, under one message id.
+        Only after Confirmed may the original be acked. Everything else tells why the copy is not known to be there: the
+        error queue may have been deleted, or be full, or the broker is away. The next call declares the queue again
+        before it publishes; a copy whose confirm was lost may then be there twice, under one message id.
         """
         copy = self.copy(delivery, failed, consumer, message_id)
         try:
@@ -65,10 +66,10 @@ class ErrorExchange:
             (receipt,) = await self._channel.publish([copy])
         except RelmsgError as error:
             self._doubtful.add(delivery.queue)
-            return Unsettled(error)
+            return error
         if not isinstance(receipt, Confirmed):
             self._doubtful.add(delivery.queue)
-            return Unsettled(receipt)
+            return receipt
         self._doubtful.discard(delivery.queue)
         log.warning(
             "message %s (%s) from %s is in the error queue %s (%s): %s",
@@ -81,7 +82,7 @@ class ErrorExchange:
         )
         return receipt
 
-    def copy(self, delivery: Delivery, failed: Failed, consumer: str, message_id: str) -> Publication:
+    def copy(self, delivery: Delivery, failed: Failure, consumer: str, message_id: str) -> Publication:
         """The publish that carries a failed message to the error exchange. Without an id it gets one: returns are
         matched by it."""
         return delivery.copy(

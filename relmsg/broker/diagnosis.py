@@ -7,12 +7,11 @@ import struct
 import traceback
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from relmsg.broker import error_headers as names
+from relmsg.broker.delivery import Delivery
 from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
-from relmsg.broker.subscriber import Delivery
-from relmsg.inbox.outcome import Failed
 from relmsg.settings import redact
 
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
@@ -23,7 +22,26 @@ LISTED_BYTES = 512
 ROUTING = ("CC", "BCC")
 
 
-def error_headers(delivery: Delivery, failed: Failed, consumer: str, failed_at: datetime) -> dict[str, Any]:
+class Failure(Protocol):
+    """Why a message could not be handled, under a short name, and after how many attempts."""
+
+    @property
+    def error(self) -> BaseException:
+        """What went wrong."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """The kind of failure in one word, such as ``undecodable``."""
+        ...
+
+    @property
+    def attempts(self) -> int:
+        """How often it was tried; 0 where that could not even begin."""
+        ...
+
+
+def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
     """All headers of the error copy.
 
     The diagnosis of an earlier failure is replaced. What AMQP libraries can receive but not send is made sendable. The
@@ -48,7 +66,7 @@ def error_headers(delivery: Delivery, failed: Failed, consumer: str, failed_at: 
     return headers
 
 
-def _diagnosis(delivery: Delivery, failed: Failed, consumer: str, failed_at: datetime) -> dict[str, Any]:
+def _diagnosis(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
         names.EXCEPTION_MESSAGE: _start(redact(str(failed.error)) or kind.__name__, TEXT_BYTES),
