@@ -107,6 +107,7 @@ def _amqp_url(text: str) -> str:
 
 
 _HOUR = 3600.0
+_DAY = 24 * _HOUR
 
 
 def _setting(default: Any, read: Callable[[Any], Any], *, secret: bool = False) -> Any:
@@ -145,6 +146,13 @@ class Settings:
     drain: float = _setting(10.0, number(float, 0, _HOUR, "seconds"))
     max_body_bytes: int = _setting(1024 * 1024, number(int, 1, 128 * 1024 * 1024, "bytes"))
     probes: str = _setting(DEFAULT_PROBES, address)
+
+    coordinator: bool = _setting(True, switch)
+    half_check_after: float = _setting(6.0, number(float, 0.1, 30 * _DAY, "seconds"))
+    half_check_every: float = _setting(30.0, number(float, 0.1, 30 * _DAY, "seconds"))
+    half_max_checks: int = _setting(15, number(int, 1, 1_000_000, "checks"))
+    half_check_rate: int = _setting(100, number(int, 1, 10_000, "checks a second"))
+    half_retention: float = _setting(3 * _DAY, number(float, 60, 3650 * _DAY, "seconds"))
 
     prefetch: int | None = _setting(None, number(int, 1, 65_535, "messages"))
     concurrency: int = _setting(8, number(int, 1, 10_000, "handlers"))

@@ -1,14 +1,17 @@
-"""`relmsg relay`: the sidecar that moves committed messages to the broker."""
+"""`relmsg relay`: the sidecar that moves committed messages to the broker, and coordinates half messages."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from relmsg.cli import options, output
 from relmsg.cli.process import log_to_stderr, stop_on_signals
+from relmsg.half.coordinator import Coordinator
+from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.outbox.relay import Relay
 from relmsg.probes import Probes
 from relmsg.settings import Settings
@@ -16,6 +19,13 @@ from relmsg.settings import Settings
 Name = Annotated[
     str | None,
     typer.Option("--name", metavar="NAME", show_default=False, help="What to call this relay in status and logs."),
+]
+
+WithCoordinator = Annotated[
+    bool | None,
+    typer.Option(
+        "--coordinator/--no-coordinator", show_default=False, help="Coordinate half messages as well; default: yes."
+    ),
 ]
 
 
@@ -30,11 +40,19 @@ def relay(
     schema: options.Schema = None,
     config: options.Config = None,
     name: Name = None,
+    coordinator: WithCoordinator = None,
     probes: options.ProbesAddress = None,
 ) -> None:
-    """Move committed messages to the broker until SIGTERM or Ctrl-C; then settle what is in flight and leave."""
+    """Move committed messages to the broker, and coordinate half messages, until SIGTERM or Ctrl-C; then settle what is
+    in flight and leave."""
     settings = options.settings(
-        database_url=database_url, amqp_url=amqp_url, schema=schema, config=config, relay_name=name, probes=probes
+        database_url=database_url,
+        amqp_url=amqp_url,
+        schema=schema,
+        config=config,
+        relay_name=name,
+        coordinator=coordinator,
+        probes=probes,
     )
     settings.database()
     settings.broker()
@@ -45,16 +63,33 @@ def relay(
 async def _relay(settings: Settings) -> None:
     stop = stop_on_signals()
     relay = Relay(settings)
-    with Probes(settings.probes, relay.metrics.registry, live=relay.live, ready=relay.ready) as probes:
-        started = asyncio.create_task(_say_when_ready(relay, settings, probes))
+    parts: list[Relay | Coordinator] = [relay]
+    if settings.coordinator:
+        metrics = CoordinatorMetrics(relay.metrics.registry)
+        parts.append(Coordinator(settings, metrics=metrics, committed=relay.wake))
+
+    def live() -> str | None:
+        return "; ".join(filter(None, (part.live() for part in parts))) or None
+
+    def ready() -> str | None:
+        return "; ".join(filter(None, (part.ready() for part in parts))) or None
+
+    with Probes(settings.probes, relay.metrics.registry, live=live, ready=ready) as probes:
+        started = asyncio.create_task(_say_when_ready(parts, settings, probes))
+        running = [asyncio.create_task(part.run(stop)) for part in parts]
         try:
-            await relay.run(stop)
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         finally:
             started.cancel()
+            stop.set()  # one cannot do without the other: either both run, or the process ends and says why
+            await asyncio.gather(*running, return_exceptions=True)
+        for part in running:
+            part.result()
     output.write("relay stopped")
 
 
-async def _say_when_ready(relay: Relay, settings: Settings, probes: Probes) -> None:
-    await relay.started.wait()
+async def _say_when_ready(parts: Sequence[Relay | Coordinator], settings: Settings, probes: Probes) -> None:
+    for part in parts:
+        await part.started.wait()
     where = f", probes on port {probes.port}" if probes.port is not None else ""
     output.write(f"relaying schema {settings.schema} as {settings.relay_name}{where}")

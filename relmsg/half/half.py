@@ -1,4 +1,4 @@
-"""A half message: what a prepare says, as it is written into headers and read from them again."""
+"""A half message as a prepare or a check carries it, and the check that asks about it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from uuid import UUID
 from relmsg.broker.envelope import MAX_BODY_BYTES, Envelope, check
 from relmsg.broker.headers import RESERVED
 from relmsg.broker.wire import Publication, publication
-from relmsg.errors import MalformedHalf, UsageError
+from relmsg.errors import MalformedHalf
 from relmsg.half import protocol
 from relmsg.half.protocol import Verb, check_queue, group_name
 from relmsg.message import Message
 
-MOST_SECONDS: Final = 30 * 86_400.0
-LEAST_CHECK_EVERY: Final = 0.1
-"""Seconds; one who is asked more often has no time to answer."""
-MOST_CHECKS: Final = 1000
+MOST_MILLISECONDS: Final = 365 * 86_400_000
+MOST_CHECKS: Final = 1_000_000
 MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -43,78 +41,21 @@ class Half:
         """The id of the half message, and of the message."""
         return UUID(self.envelope.message_id)
 
-    def prepare(self) -> Publication:
-        """The publish that asks the coordinators to keep it."""
-        times = {
-            protocol.CHECK_AFTER: _milliseconds(self.check_after),
-            protocol.CHECK_EVERY: _milliseconds(self.check_every),
-            protocol.MAX_CHECKS: self.max_checks,
-        }
-        said = {name: value for name, value in times.items() if value is not None}
-        return publication(self._to(protocol.COORDINATOR, Verb.PREPARE, said), user_id=self.user_id)
-
     def check(self, number: int) -> Publication:
-        """The publish that asks the group: the message again, and the number of the check."""
-        return publication(self._to(check_queue(self.group), Verb.CHECK, {protocol.CHECK: number}))
-
-    def message(self) -> Message:
-        """The message as the producer gave it, with its body in bytes."""
-        envelope = self.envelope
-        return Message(
-            type=envelope.type,
-            body=envelope.body,
-            exchange=envelope.exchange,
-            routing_key=envelope.routing_key,
-            ordering_key=envelope.ordering_key,
-            headers=envelope.headers,
-            id=self.half_id,
-            source=envelope.source,
-            content_type=envelope.content_type,
-            content_encoding=envelope.content_encoding,
-            correlation_id=envelope.correlation_id,
-            reply_to=envelope.reply_to,
-            expiration=None if envelope.expiration_ms is None else envelope.expiration_ms * MILLISECOND,
-            timestamp=envelope.timestamp,
-        )
-
-    def _to(self, queue: str, verb: Verb, said: Mapping[str, Any]) -> Envelope:
-        """The message on its way to a queue of the protocol; it must not expire there."""
+        """The publish that asks the group: the message again, and the number of the check. It does not expire."""
         envelope = self.envelope
         headers = {
             **envelope.headers,
-            protocol.VERB: verb.value,
+            protocol.VERB: Verb.CHECK.value,
             protocol.GROUP: self.group,
             protocol.EXCHANGE: envelope.exchange,
             protocol.ROUTING_KEY: envelope.routing_key,
-            **said,
+            protocol.CHECK: number,
         }
         if envelope.expiration_ms is not None:
             headers[protocol.EXPIRES_IN] = envelope.expiration_ms
-        return envelope._replace(exchange="", routing_key=queue, headers=headers, expiration_ms=None)
-
-
-def half_of(
-    envelope: Envelope,
-    group: str,
-    *,
-    user_id: str | None = None,
-    check_after: timedelta | float | None = None,
-    check_every: timedelta | float | None = None,
-    max_checks: int | None = None,
-) -> Half:
-    """A half message out of a sealed message whose id is a UUID; times are a timedelta or seconds.
-
-    :raises GroupRefused: there can be no group of that name.
-    :raises UsageError: a time or a number of checks is out of range.
-    """
-    return Half(
-        envelope._replace(message_id=str(UUID(envelope.message_id))),
-        group_name(group),
-        user_id,
-        _time("check_after", check_after, 0.0),
-        _time("check_every", check_every, LEAST_CHECK_EVERY),
-        _count("max_checks", max_checks),
-    )
+        queue = check_queue(self.group)
+        return publication(envelope._replace(exchange="", routing_key=queue, headers=headers, expiration_ms=None))
 
 
 def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MAX_BODY_BYTES) -> Half:
@@ -127,10 +68,11 @@ def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MA
     headers = message.headers
     assert isinstance(message.body, bytes)
     envelope = Envelope(
-        message_id=str(uuid_of("message id", message.id)),
+        message_id=str(uuid_of("the message id", message.id)),
         exchange=_text(headers, protocol.EXCHANGE),
         routing_key=_text(headers, protocol.ROUTING_KEY),
         body=message.body,
+        # No message has such names of its own: these are the protocol's, or the broker's.
         headers={name: value for name, value in headers.items() if not name.startswith(RESERVED)},
         type=message.type,
         source=message.source,
@@ -139,22 +81,18 @@ def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MA
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
-        expiration_ms=number(headers, protocol.EXPIRES_IN),
+        expiration_ms=whole(headers, protocol.EXPIRES_IN),
         timestamp=message.timestamp,
     )
     check(envelope, max_body_bytes=max_body_bytes)
-    after, every = number(headers, protocol.CHECK_AFTER), number(headers, protocol.CHECK_EVERY)
-    try:
-        return half_of(
-            envelope,
-            group_name(headers.get(protocol.GROUP)),
-            user_id=user_id,
-            check_after=None if after is None else after / 1000,
-            check_every=None if every is None else every / 1000,
-            max_checks=number(headers, protocol.MAX_CHECKS),
-        )
-    except OverflowError as error:
-        raise MalformedHalf(f"message {envelope.message_id}: a time is out of range") from error
+    return Half(
+        envelope,
+        group_name(headers.get(protocol.GROUP)),
+        user_id,
+        _time(headers, protocol.CHECK_AFTER),
+        _time(headers, protocol.CHECK_EVERY),
+        whole(headers, protocol.MAX_CHECKS, 1, MOST_CHECKS),
+    )
 
 
 def uuid_of(name: str, value: object) -> UUID:
@@ -165,11 +103,18 @@ def uuid_of(name: str, value: object) -> UUID:
         raise MalformedHalf(f"{name} {value!r} is not a UUID") from error
 
 
-def number(headers: Mapping[str, Any], name: str) -> int | None:
-    """The whole number in a header; None without the header. :raises MalformedHalf: it holds something else."""
+def whole(headers: Mapping[str, Any], name: str, least: int | None = None, most: int | None = None) -> int | None:
+    """The whole number in a header; None without the header.
+
+    :raises MalformedHalf: it holds something else, or one out of range.
+    """
     value = headers.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int):
         raise MalformedHalf(f"header {name} is a whole number, not {value!r}")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise MalformedHalf(f"header {name} is {least} to {most}, not {value}")
     return value
 
 
@@ -180,24 +125,6 @@ def _text(headers: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _time(name: str, value: timedelta | float | None, least: float) -> timedelta | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, timedelta | int | float):
-        raise UsageError(f"{name} is a timedelta or a number of seconds, not {value!r}")
-    seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    if not least <= seconds <= MOST_SECONDS:
-        raise UsageError(f"{name} is {least:g} seconds to 30 days, not {seconds:g} s")
-    return timedelta(seconds=seconds)
-
-
-def _count(name: str, value: int | None) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CHECKS:
-        raise UsageError(f"{name} is a whole number from 1 to {MOST_CHECKS}, not {value!r}")
-    return value
-
-
-def _milliseconds(time: timedelta | None) -> int | None:
-    return None if time is None else round(time / MILLISECOND)
+def _time(headers: Mapping[str, Any], name: str) -> timedelta | None:
+    milliseconds = whole(headers, name, 1, MOST_MILLISECONDS)
+    return None if milliseconds is None else milliseconds * MILLISECOND

@@ -1,0 +1,83 @@
+"""What a coordinator tells Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from relmsg.half.protocol import Answer, Refusal
+from relmsg.half.state import HalfState
+from relmsg.half.store import Figures
+
+OUTCOMES = {HalfState.COMMITTED: "committed", HalfState.ROLLED_BACK: "rolled_back", HalfState.PARKED: "parked"}
+
+
+class CoordinatorMetrics:
+    """The figures of one coordinator.
+
+    Labels are few and never hold ids or groups. The gauges are those of the whole table, whichever coordinator tells
+    them: take the largest, not the sum. What an operator decides is in the table, and counted by nobody.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        self._open = Gauge("relmsg_half_open", "Half messages that wait for a decision", registry=self.registry)
+        self._oldest = Gauge("relmsg_half_oldest_seconds", "Age of the oldest of them", registry=self.registry)
+        self._parked = Gauge(
+            "relmsg_half_parked", "Half messages set aside until a person decides", registry=self.registry
+        )
+        self._prepared = Counter("relmsg_half_prepared", "Half messages taken in", registry=self.registry)
+        self._outcomes = Counter(
+            "relmsg_half_outcomes", "What half messages have become here", ["outcome"], registry=self.registry
+        )
+        self._checks = Counter(
+            "relmsg_half_checks", "Checks sent, and checks that a member has received", ["step"], registry=self.registry
+        )
+        self._answers = Counter("relmsg_half_answers", "Answers to checks", ["answer"], registry=self.registry)
+        self._refused = Counter(
+            "relmsg_half_refused", "Decisions and answers that did not count", ["reason"], registry=self.registry
+        )
+        self._malformed = Counter(
+            "relmsg_half_malformed", "Deliveries that went to the error queue", registry=self.registry
+        )
+        for outcome in OUTCOMES.values():
+            self._outcomes.labels(outcome)
+        for step in ("sent", "received"):
+            self._checks.labels(step)
+        for answer in Answer:
+            self._answers.labels(answer.value)
+        for refusal in Refusal:
+            self._refused.labels(refusal.name.lower())
+
+    def prepared(self) -> None:
+        """A half message was taken in."""
+        self._prepared.inc()
+
+    def ended(self, state: HalfState, count: int = 1) -> None:
+        """So many half messages have come to this state, by a decision or for want of one."""
+        self._outcomes.labels(OUTCOMES[state]).inc(count)
+
+    def sent(self, count: int) -> None:
+        """So many checks are in the queues of their groups."""
+        self._checks.labels("sent").inc(count)
+
+    def received(self) -> None:
+        """A member has received a check, and this was not known before."""
+        self._checks.labels("received").inc()
+
+    def answered(self, answer: Answer) -> None:
+        """A checker has answered."""
+        self._answers.labels(answer.value).inc()
+
+    def refused(self, reason: Refusal) -> None:
+        """A decision or an answer did not count."""
+        self._refused.labels(reason.name.lower()).inc()
+
+    def malformed(self) -> None:
+        """A delivery that is none of the protocol is confirmed in the error queue."""
+        self._malformed.inc()
+
+    def measured(self, figures: Figures) -> None:
+        """How it stands in the table now."""
+        self._open.set(figures.open)
+        self._oldest.set(figures.oldest_seconds)
+        self._parked.set(figures.parked)

@@ -1,0 +1,248 @@
+"""The table of half messages: what is said about one, and what becomes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import msgspec
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from relmsg.broker.envelope import Envelope
+from relmsg.database import translate
+from relmsg.errors import DatabaseAway
+from relmsg.half import statements as sql
+from relmsg.half.half import MILLISECOND, Half
+from relmsg.half.protocol import Answer, Refusal
+from relmsg.half.state import DECIDES, HalfState, Resolution
+from relmsg.schema import DEFAULT_SCHEMA, quoted
+from relmsg.trouble import answering, brief, sqlstate
+
+ANSWER_SECONDS = 30.0
+# PostgreSQL documentation, appendix A: data exceptions, integrity, program limits. What else can go wrong with these
+# statements is the state of the database, and passes.
+BLAMED = ("22", "23", "54")
+
+
+class Decided(NamedTuple):
+    """How a half message stands after somebody said something about it. ``refusal`` tells why that did not count, and
+    ``changed`` whether this time it has changed the row."""
+
+    state: HalfState
+    refusal: Refusal | None = None
+    changed: bool = False
+
+
+class DueCheck(NamedTuple):
+    """A half message whose group is to be asked. ``is_out``: nobody has received the check before this one yet."""
+
+    half_id: UUID
+    group: str
+    is_out: bool
+
+
+class Parked(NamedTuple):
+    """A half message that nobody could decide."""
+
+    half_id: UUID
+    group: str
+    type: str | None
+    checks: int
+    last_answer: str | None
+
+
+class Figures(NamedTuple):
+    """How many half messages wait for a decision, how long the oldest does, and how many are parked."""
+
+    open: int
+    oldest_seconds: float
+    parked: int
+
+
+class HalfStore:
+    """The table of half messages, as the coordinator sees it.
+
+    :param check_after: and the other two: what holds for a half message that says nothing of its own.
+
+    :raises DatabaseAway: from every method; the database is not there, or not fit to do it, and whether the statement
+        took effect is unknown. Doing it again is right: each of them may be repeated.
+    :raises DBAPIError: from ``prepare``; PostgreSQL can never store this message.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        schema: str = DEFAULT_SCHEMA,
+        check_after: timedelta = timedelta(seconds=6),
+        check_every: timedelta = timedelta(seconds=30),
+        max_checks: int = 15,
+    ) -> None:
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._names = {"half": quoted(schema, "half_message"), "outbox": quoted(schema, "outbox_message")}
+        self._defaults = (check_after, check_every, max_checks)
+
+    async def prepare(self, half: Half) -> Decided:
+        """Keep a half message, once. A decision that came before it takes effect now.
+
+        ANOTHER_GROUP with ``changed``: such a decision was dropped, for it was not the group's own. Without: the id is
+        another half message's.
+        """
+        after, every, most = self._defaults
+        times = (
+            after if half.check_after is None else half.check_after,
+            every if half.check_every is None else half.check_every,
+            most if half.max_checks is None else half.max_checks,
+        )
+        found = await self._run(sql.PREPARE, half.half_id, half.group, half.user_id, *_columns(half.envelope), *times)
+        if not found:
+            decided = await self._standing(half.half_id, half.group, half.user_id)
+            return decided or await self.prepare(half)
+        state = HalfState(found[0].state)
+        dropped = found[0].overtaken and state is HalfState.PREPARED
+        return Decided(state, Refusal.ANOTHER_GROUP if dropped else None, changed=True)
+
+    async def decide(
+        self,
+        half_id: UUID,
+        resolution: Resolution,
+        *,
+        group: str,
+        user_id: str | None,
+        by: str,
+        is_prepared: bool = False,
+        check: int | None = None,
+    ) -> Decided:
+        """Commit or roll back, if it is still open; the state it has then.
+
+        One that is not there is UNKNOWN, or, where its prepare is known to be on its way (``is_prepared``), decided as
+        soon as that comes. ``check`` is the number of the check that this answers.
+        """
+        state, answer = DECIDES[resolution], None if check is None else resolution.value
+        while True:
+            if await self._run(sql.DECIDE, half_id, group, user_id, state.value, by, check or 0, answer):
+                return Decided(state, changed=True)
+            decided = await self._standing(half_id, group, user_id)
+            if decided is None and is_prepared:
+                if await self._run(sql.KEEP, half_id, group, user_id, state.value, by):
+                    return Decided(state, changed=True)
+                continue
+            if decided is None:
+                return Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
+            if decided.refusal is not None or decided.state.is_final:
+                return decided
+
+    async def received(self, half_id: UUID, check: int, *, group: str, user_id: str | None) -> Decided:
+        """A member of the group has this check."""
+        if await self._run(sql.RECEIVED, half_id, group, user_id, check):
+            return Decided(HalfState.PREPARED, changed=True)
+        return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
+
+    async def answered(self, half_id: UUID, check: int, answer: Answer, *, group: str, user_id: str | None) -> Decided:
+        """A member has answered this check. Only COMMIT and ROLLBACK decide, whatever the number of the check."""
+        if answer in (Answer.COMMIT, Answer.ROLLBACK):
+            resolution, by = Resolution(answer.name), f"checker {group}"
+            return await self.decide(half_id, resolution, group=group, user_id=user_id, by=by, check=check)
+        if await self._run(sql.UNKNOWN, half_id, group, user_id, check, answer.name):
+            return Decided(HalfState.PREPARED, changed=True)
+        return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
+
+    async def due(self, limit: int) -> list[DueCheck]:
+        """Half messages whose check is due, the longest overdue first."""
+        return [DueCheck(*each) for each in await self._run(sql.DUE, limit)]
+
+    async def claim(self, half_ids: Sequence[UUID], spread: Sequence[float]) -> list[tuple[Half, int]]:
+        """Those that are still due and nobody else has claimed, with the number of the check to be sent now. The next
+        one is due after the interval of each, times its ``spread``."""
+        found = await self._run(sql.CLAIM, list(half_ids), list(spread))
+        return [(Half(_envelope(each), each.producer_group), each.check_sent) for each in found]
+
+    async def postpone(self, half_ids: Sequence[UUID], spread: Sequence[float], most: timedelta) -> None:
+        """Have these due again after their interval, or after ``most`` if that is less."""
+        await self._run(sql.POSTPONE, list(half_ids), list(spread), most)
+
+    async def postpone_groups(self, groups: Sequence[str], most: timedelta, limit: int = 1000) -> None:
+        """Have all due ones of these groups due again later, the ``limit`` longest overdue of them."""
+        await self._run(sql.POSTPONE_GROUPS, list(groups), most, limit)
+
+    async def park(self, limit: int = 1000) -> list[Parked]:
+        """Set aside those whose last check has passed without a decision."""
+        return [Parked(*each) for each in await self._run(sql.PARK, limit)]
+
+    async def prune(self, older_than: timedelta, limit: int = 1000) -> int:
+        """Forget those that ended so long ago, at most ``limit``; how many they were."""
+        return len(await self._run(sql.PRUNE, older_than, limit))
+
+    async def figures(self) -> Figures:
+        """What waits, and how long."""
+        (found,) = await self._run(sql.FIGURES)
+        return Figures(found.open, max(0.0, found.oldest), found.parked)
+
+    async def _standing(self, half_id: UUID, group: str, user_id: str | None) -> Decided | None:
+        """How it stands, and whether this group may speak about it; None if there is none."""
+        found = await self._run(sql.LOOK, half_id)
+        if not found:
+            return None
+        row = found[0]
+        refusal = None
+        if row.producer_group != group:
+            refusal = Refusal.ANOTHER_GROUP
+        elif row.user_id is not None and row.user_id != user_id:
+            refusal = Refusal.ANOTHER_USER
+        return Decided(HalfState(row.state), refusal)
+
+    async def _run(self, statement: str, *values: object) -> Sequence[Any]:
+        try:
+            async with answering(ANSWER_SECONDS), self._engine.connect() as connection:
+                result = await connection.exec_driver_sql(statement.format(**self._names), values)
+                return result.all() if result.returns_rows else ()
+        except DatabaseAway:
+            raise
+        except Exception as error:
+            if (sqlstate(error) or "")[:2] in BLAMED or (
+                translate(error) is None and not isinstance(error, DBAPIError)
+            ):
+                raise
+            raise DatabaseAway(brief(error)) from error
+
+
+def _columns(envelope: Envelope) -> tuple[object, ...]:
+    """The values of MESSAGE."""
+    expiration = envelope.expiration_ms
+    return (
+        envelope.type,
+        envelope.source,
+        envelope.exchange,
+        envelope.routing_key,
+        envelope.ordering_key,
+        msgspec.json.encode(envelope.headers).decode(),
+        envelope.content_type,
+        envelope.content_encoding,
+        envelope.correlation_id,
+        envelope.reply_to,
+        envelope.body,
+        envelope.timestamp,
+        None if expiration is None else expiration * MILLISECOND,
+    )
+
+
+def _envelope(row: Any) -> Envelope:
+    return Envelope(
+        message_id=str(row.half_id),
+        exchange=row.exchange,
+        routing_key=row.routing_key,
+        body=row.body,
+        headers=msgspec.json.decode(row.headers),
+        type=row.type,
+        source=row.source,
+        ordering_key=row.ordering_key,
+        content_type=row.content_type,
+        content_encoding=row.content_encoding,
+        correlation_id=row.correlation_id,
+        reply_to=row.reply_to,
+        expiration_ms=None if row.expires_in is None else round(row.expires_in / MILLISECOND),
+        timestamp=row.occurred_at,
+    )
