@@ -42,7 +42,8 @@ class HalfMessage:
     @property
     def id(self) -> UUID:
         """The id of the half message, which is that of the message."""
-        return UUID(str(self.message.id))
+        assert isinstance(self.message.id, UUID)
+        return self.message.id
 
     @property
     def type(self) -> str | None:

@@ -6,40 +6,26 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
-from uuid import UUID
 
 from relmsg.broker.connection import Connection
-from relmsg.broker.declare import declare, queue_exists
-from relmsg.broker.error_headers import strip
+from relmsg.broker.declare import ensure_queue
+from relmsg.broker.envelope import MAX_BODY_BYTES
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.subscriber import Delivery, Subscriber
 from relmsg.clock import Clock
-from relmsg.errors import RelmsgError
+from relmsg.errors import MalformedHalf, RelmsgError
 from relmsg.half.checking import Checkers, HalfMessage
-from relmsg.half.protocol import (
-    CHECK,
-    EXCHANGE,
-    REASON,
-    RESOLUTION,
-    ROUTING_KEY,
-    VERB,
-    Answer,
-    Verb,
-    checks_of,
-)
+from relmsg.half.half import number, read_half
+from relmsg.half.protocol import CHECK, REASON, RESOLUTION, VERB, Answer, Verb, checks_of
 from relmsg.half.sender import Sender
 from relmsg.half.state import Resolution
 from relmsg.message import HeaderValue
 from relmsg.retry import full_jitter
 from relmsg.telemetry import span
-from relmsg.topology import Topology
 
 log = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
-OURS = "relmsg-half"
 
 
 class Member:
@@ -57,12 +43,14 @@ class Member:
         checkers: Checkers,
         *,
         concurrency: int,
+        max_body_bytes: int = MAX_BODY_BYTES,
         clock: Clock,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._connection = connection
         self._sender = sender
         self._checkers = checkers
+        self._max_body_bytes = max_body_bytes
         self._clock = clock
         self._chance = chance
         self._queue = checks_of(sender.group)
@@ -80,9 +68,9 @@ class Member:
     async def start(self) -> None:
         """Take checks from now on.
 
-        :raises BrokerAway, AccessRefused, BrokerRefused, TopologyMismatch: as the broker answers.
+        :raises BrokerAway, AccessRefused, BrokerRefused: as the broker answers.
         """
-        await self._declare()
+        await ensure_queue(self._connection, self._queue)
         await self._subscriber.start()
         self._keeping = asyncio.create_task(self._subscriber.run())
 
@@ -108,18 +96,13 @@ class Member:
         failures = 0
         while True:
             try:
-                await self._declare()
+                await ensure_queue(self._connection, self._queue)
                 break
             except RelmsgError as error:
                 failures += 1
                 log.warning("queue %s: %s", self._queue.name, error)
                 await self._clock.sleep(full_jitter(failures, 0.1, 10.0, self._chance))
         await self._subscriber.run()
-
-    async def _declare(self) -> None:
-        # Where it stands already, a login that may not declare it can still consume it.
-        if not await queue_exists(self._connection, self._queue.name):
-            await declare(self._connection, Topology(queues=(self._queue,)))
 
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._handle(delivery))
@@ -131,41 +114,34 @@ class Member:
             log.info("dropped a check of half message %s, which another member has had", delivery.message.id)
         else:
             try:
-                await self._answer(_half_message(delivery, self._sender.group))
+                await self._answer(self._asked(delivery))
             except RelmsgError as error:
                 log.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
             except Exception:
                 log.exception("half message %s: a check could not be answered", delivery.message.id)
         await delivery.ack()
 
+    def _asked(self, delivery: Delivery) -> HalfMessage:
+        """What a check asks about. :raises RelmsgError: it is none."""
+        headers = delivery.message.headers
+        check = number(headers, CHECK)
+        if delivery.fault is not None or check is None or headers.get(VERB) != Verb.CHECK:
+            raise MalformedHalf(f"this is no check, but {headers.get(VERB)!r}") from delivery.fault
+        half = read_half(delivery.message, None, max_body_bytes=self._max_body_bytes)
+        return HalfMessage(half.message(), half.group, check)
+
     async def _answer(self, half: HalfMessage) -> None:
         with span("check", {"messaging.message.id": str(half.id)}, continues=half.message.headers):
-            number: dict[str, HeaderValue] = {CHECK: half.check}
+            this: dict[str, HeaderValue] = {CHECK: half.check}
             if self._checkers.find(half.type) is not None:
-                await self._say(Verb.RECEIVED, half, number)
+                await self._say(Verb.RECEIVED, half, this)
             answer = await self._checkers.ask(half)
-            await self._say(Verb.ANSWER, half, number | _words(answer))
+            await self._say(Verb.ANSWER, half, this | _words(answer))
 
     async def _say(self, verb: Verb, half: HalfMessage, headers: Mapping[str, HeaderValue]) -> None:
         receipt = await self._sender.say(verb, half.id, headers)
         if not isinstance(receipt, Confirmed):
             raise receipt
-
-
-def _half_message(delivery: Delivery, group: str) -> HalfMessage:
-    """What a check asks about. :raises ValueError: it is none."""
-    came: Mapping[str, Any] = delivery.message.headers
-    number = came.get(CHECK)
-    if delivery.fault is not None or came.get(VERB) != Verb.CHECK or not isinstance(number, int):
-        raise ValueError(f"this is no check, but {came.get(VERB)!r}") from delivery.fault
-    message = replace(
-        delivery.message,
-        id=str(UUID(str(delivery.message.id))),
-        exchange=str(came.get(EXCHANGE, "")),
-        routing_key=str(came.get(ROUTING_KEY, "")),
-        headers={name: value for name, value in strip(came).items() if not name.startswith(OURS)},
-    )
-    return HalfMessage(message, group, number)
 
 
 def _words(answer: Answer) -> dict[str, HeaderValue]:

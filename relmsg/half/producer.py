@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -16,14 +15,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
-from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id
+from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id, seal
+from relmsg.broker.wire import Publication
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import UsageError
 from relmsg.half.checking import Checker, Checkers
 from relmsg.half.decisions import Decisions
 from relmsg.half.fence import Fence
+from relmsg.half.half import half_of
 from relmsg.half.member import Member
-from relmsg.half.prepare import prepare, terms
 from relmsg.half.protocol import group_name
 from relmsg.half.sender import Sender
 from relmsg.half.state import HalfState, Resolution
@@ -114,7 +114,13 @@ class HalfProducer:
         )
         self._checkers = Checkers(checker_timeout)
         self._member = Member(
-            self._receiving, self._sender, self._checkers, concurrency=concurrency, clock=clock, chance=chance
+            self._receiving,
+            self._sender,
+            self._checkers,
+            concurrency=concurrency,
+            max_body_bytes=max_body_bytes,
+            clock=clock,
+            chance=chance,
         )
         self._max_body_bytes = max_body_bytes
         self._fence = fence or Fence()
@@ -190,15 +196,23 @@ class HalfProducer:
         :param check_every: seconds from one check to the next, give or take a tenth.
         :param max_checks: so many received checks without a decision, and it is parked. All three are the
             coordinators' settings unless given.
-        :raises InvalidMessage: the id of the message is not a UUID.
-        :raises UsageError: a time or a count that cannot be, or this producer is not entered.
+        :raises InvalidMessage: the id of the message is not a UUID. All else that is wrong is raised on entering.
+        :raises UsageError: this producer is not entered.
         """
         self._require_running()
-        said = terms(check_after, check_every, max_checks)
-        sealed = partial(
-            prepare, message, said, group=self.group, source=self._sender.source, max_body_bytes=self._max_body_bytes
-        )
-        return HalfTransaction(message, sealed, self._sender, self._decisions)
+
+        def prepare() -> Publication:
+            half = half_of(
+                seal(message, source=self._sender.source, max_body_bytes=self._max_body_bytes),
+                self.group,
+                user_id=self._sender.user_id,
+                check_after=check_after,
+                check_every=check_every,
+                max_checks=max_checks,
+            )
+            return half.prepare()
+
+        return HalfTransaction(message, prepare, self._sender, self._decisions)
 
     async def send_in_transaction(
         self,

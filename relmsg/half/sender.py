@@ -9,7 +9,7 @@ from uuid import UUID
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.envelope import Envelope
 from relmsg.broker.receipt import Nacked, Receipt
-from relmsg.broker.wire import publication
+from relmsg.broker.wire import Publication, publication
 from relmsg.clock import Clock
 from relmsg.half.protocol import COORDINATOR, GROUP, HALF_ID, VERB, Verb
 from relmsg.message import HeaderValue, uuid7
@@ -37,18 +37,17 @@ class Sender:
     ) -> None:
         self.group = group
         self.source = source
+        self.user_id = user_id
         self._channel = channel
-        self._user_id = user_id
         self._retry = retry
         self._clock = clock
         self._chance = chance
 
-    async def send(self, envelope: Envelope) -> Receipt:
+    async def send(self, publish: Publication) -> Receipt:
         """Publish it and wait for its receipt.
 
         :raises BrokerAway: there is no connection; nothing was sent.
         """
-        publish = publication(envelope, user_id=self._user_id)
         attempt, began = 1, self._clock.monotonic()
         while True:
             (receipt,) = await self._channel.publish([publish])
@@ -75,15 +74,14 @@ class Sender:
         """
         message_id = message_id or str(uuid7())
         named = {VERB: verb.value, HALF_ID: str(half_id), GROUP: self.group}
-        return await self.send(
-            Envelope(
-                message_id,
-                exchange="",
-                routing_key=COORDINATOR,
-                body=b"",
-                headers={**trace_headers(), **headers, **named},
-                source=self.source,
-                correlation_id=message_id,
-                reply_to=reply_to,
-            )
+        envelope = Envelope(
+            message_id,
+            exchange="",
+            routing_key=COORDINATOR,
+            body=b"",
+            headers={**trace_headers(), **headers, **named},
+            source=self.source,
+            correlation_id=message_id,
+            reply_to=reply_to,
         )
+        return await self.send(publication(envelope, user_id=self.user_id))

@@ -10,8 +10,9 @@ from types import TracebackType
 from typing import Self, TypeAlias
 from uuid import UUID
 
-from relmsg.broker.envelope import Envelope, outbox_id
+from relmsg.broker.envelope import outbox_id
 from relmsg.broker.receipt import Confirmed, Returned
+from relmsg.broker.wire import Publication
 from relmsg.errors import HalfRolledBack, UsageError
 from relmsg.failpoint import reach
 from relmsg.half.decisions import Decisions
@@ -38,7 +39,9 @@ class HalfTransaction:
     finds the end, from the checker.
     """
 
-    def __init__(self, message: Message, prepare: Callable[[], Envelope], sender: Sender, decisions: Decisions) -> None:
+    def __init__(
+        self, message: Message, prepare: Callable[[], Publication], sender: Sender, decisions: Decisions
+    ) -> None:
         self.message = message
         self.half_id: UUID = outbox_id(message)
         """The id of the half message, which is that of the message."""
@@ -55,6 +58,7 @@ class HalfTransaction:
         """Prepare.
 
         :raises InvalidMessage: the message can never be sent; nothing was sent.
+        :raises UsageError: a time or a count of checks is out of range, or it was entered before; nothing was sent.
         :raises BrokerAway: there is no connection; nothing was sent.
         :raises Returned: there is no queue for half messages: no coordinator has ever run here. Nothing was stored.
         :raises Nacked: the broker refused it, also after the retries.
