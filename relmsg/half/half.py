@@ -1,4 +1,4 @@
-"""A half message as a prepare or a check carries it, and the check that asks about it."""
+"""A half message: what a prepare says, as it is written into headers and read from them again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from relmsg.broker.envelope import MAX_BODY_BYTES, Envelope, check
+from relmsg.broker.envelope import MAX_BODY_BYTES, MAX_EXPIRATION_MS, Envelope, check
 from relmsg.broker.headers import RESERVED
 from relmsg.broker.wire import Publication, publication
-from relmsg.errors import MalformedHalf
+from relmsg.errors import MalformedHalf, UsageError
 from relmsg.half import protocol
 from relmsg.half.protocol import Verb, check_queue, group_name
 from relmsg.message import Message
 
-MOST_MILLISECONDS: Final = 365 * 86_400_000
+MOST_SECONDS: Final = 365 * 86_400.0
 MOST_CHECKS: Final = 1_000_000
+MOST_NUMBER: Final = 2**31 - 1  # PostgreSQL's integer
 MILLISECOND: Final = timedelta(milliseconds=1)
 
 
@@ -41,21 +42,79 @@ class Half:
         """The id of the half message, and of the message."""
         return UUID(self.envelope.message_id)
 
+    def prepare(self) -> Publication:
+        """The publish that asks the coordinators to keep it."""
+        times = {
+            protocol.CHECK_AFTER: _milliseconds(self.check_after),
+            protocol.CHECK_EVERY: _milliseconds(self.check_every),
+            protocol.MAX_CHECKS: self.max_checks,
+        }
+        said = {name: value for name, value in times.items() if value is not None}
+        return publication(self._to(protocol.COORDINATOR, Verb.PREPARE, said), user_id=self.user_id)
+
     def check(self, number: int) -> Publication:
-        """The publish that asks the group: the message again, and the number of the check. It does not expire."""
+        """The publish that asks the group: the message again, and the number of the check."""
+        return publication(self._to(check_queue(self.group), Verb.CHECK, {protocol.CHECK: number}))
+
+    def message(self) -> Message:
+        """The message as the producer gave it, with its body in bytes."""
+        envelope = self.envelope
+        return Message(
+            type=envelope.type,
+            body=envelope.body,
+            exchange=envelope.exchange,
+            routing_key=envelope.routing_key,
+            ordering_key=envelope.ordering_key,
+            headers=envelope.headers,
+            id=self.half_id,
+            source=envelope.source,
+            content_type=envelope.content_type,
+            content_encoding=envelope.content_encoding,
+            correlation_id=envelope.correlation_id,
+            reply_to=envelope.reply_to,
+            expiration=None if envelope.expiration_ms is None else envelope.expiration_ms * MILLISECOND,
+            timestamp=envelope.timestamp,
+        )
+
+    def _to(self, queue: str, verb: Verb, said: Mapping[str, Any]) -> Envelope:
+        """The message on its way to a queue of the protocol; it must not expire there."""
         envelope = self.envelope
         headers = {
             **envelope.headers,
-            protocol.VERB: Verb.CHECK.value,
+            protocol.VERB: verb.value,
             protocol.GROUP: self.group,
             protocol.EXCHANGE: envelope.exchange,
             protocol.ROUTING_KEY: envelope.routing_key,
-            protocol.CHECK: number,
+            **said,
         }
         if envelope.expiration_ms is not None:
             headers[protocol.EXPIRES_IN] = envelope.expiration_ms
-        queue = check_queue(self.group)
-        return publication(envelope._replace(exchange="", routing_key=queue, headers=headers, expiration_ms=None))
+        return envelope._replace(exchange="", routing_key=queue, headers=headers, expiration_ms=None)
+
+
+def half_of(
+    envelope: Envelope,
+    group: str,
+    *,
+    user_id: str | None = None,
+    check_after: timedelta | float | None = None,
+    check_every: timedelta | float | None = None,
+    max_checks: int | None = None,
+) -> Half:
+    """A half message out of a sealed message whose id is a UUID; times are a timedelta or seconds, in milliseconds.
+
+    :raises GroupRefused: there can be no group of that name.
+    :raises MalformedHalf: the id is no UUID.
+    :raises UsageError: a time or a number of checks is out of range.
+    """
+    return Half(
+        envelope._replace(message_id=str(uuid_of("message id", envelope.message_id))),
+        group_name(group),
+        user_id,
+        _time("check_after", check_after),
+        _time("check_every", check_every),
+        _count("max_checks", max_checks),
+    )
 
 
 def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MAX_BODY_BYTES) -> Half:
@@ -68,7 +127,7 @@ def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MA
     headers = message.headers
     assert isinstance(message.body, bytes)
     envelope = Envelope(
-        message_id=str(uuid_of("the message id", message.id)),
+        message_id=str(uuid_of("message id", message.id)),
         exchange=_text(headers, protocol.EXCHANGE),
         routing_key=_text(headers, protocol.ROUTING_KEY),
         body=message.body,
@@ -81,7 +140,7 @@ def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MA
         content_encoding=message.content_encoding,
         correlation_id=message.correlation_id,
         reply_to=message.reply_to,
-        expiration_ms=whole(headers, protocol.EXPIRES_IN),
+        expiration_ms=number(headers, protocol.EXPIRES_IN, 1, MAX_EXPIRATION_MS),
         timestamp=message.timestamp,
     )
     check(envelope, max_body_bytes=max_body_bytes)
@@ -89,9 +148,9 @@ def read_half(message: Message, user_id: str | None, *, max_body_bytes: int = MA
         envelope,
         group_name(headers.get(protocol.GROUP)),
         user_id,
-        _time(headers, protocol.CHECK_AFTER),
-        _time(headers, protocol.CHECK_EVERY),
-        whole(headers, protocol.MAX_CHECKS, 1, MOST_CHECKS),
+        _span(headers, protocol.CHECK_AFTER),
+        _span(headers, protocol.CHECK_EVERY),
+        number(headers, protocol.MAX_CHECKS, 1, MOST_CHECKS),
     )
 
 
@@ -103,19 +162,22 @@ def uuid_of(name: str, value: object) -> UUID:
         raise MalformedHalf(f"{name} {value!r} is not a UUID") from error
 
 
-def whole(headers: Mapping[str, Any], name: str, least: int | None = None, most: int | None = None) -> int | None:
+def number(headers: Mapping[str, Any], name: str, least: int = 1, most: int = MOST_NUMBER) -> int | None:
     """The whole number in a header; None without the header.
 
-    :raises MalformedHalf: it holds something else, or one out of range.
+    :raises MalformedHalf: it holds something else, or a number out of range.
     """
     value = headers.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise MalformedHalf(f"header {name} is a whole number, not {value!r}")
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise MalformedHalf(f"header {name} is {least} to {most}, not {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise MalformedHalf(f"header {name} is a whole number from {least} to {most}, not {value!r}")
     return value
+
+
+def _span(headers: Mapping[str, Any], name: str) -> timedelta | None:
+    milliseconds = number(headers, name, 1, round(MOST_SECONDS * 1000))
+    return None if milliseconds is None else milliseconds * MILLISECOND
 
 
 def _text(headers: Mapping[str, Any], name: str) -> str:
@@ -125,6 +187,24 @@ def _text(headers: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def _time(headers: Mapping[str, Any], name: str) -> timedelta | None:
-    milliseconds = whole(headers, name, 1, MOST_MILLISECONDS)
-    return None if milliseconds is None else milliseconds * MILLISECOND
+def _time(name: str, value: timedelta | float | None) -> timedelta | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, timedelta | int | float):
+        raise UsageError(f"{name} is a timedelta or a number of seconds, not {value!r}")
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if not 0 < seconds <= MOST_SECONDS:
+        raise UsageError(f"{name} is more than 0 seconds and at most a year, not {seconds:g} s")
+    return max(1, round(seconds * 1000)) * MILLISECOND
+
+
+def _count(name: str, value: int | None) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CHECKS:
+        raise UsageError(f"{name} is a whole number from 1 to {MOST_CHECKS}, not {value!r}")
+    return value
+
+
+def _milliseconds(time: timedelta | None) -> int | None:
+    return None if time is None else round(time / MILLISECOND)

@@ -29,10 +29,11 @@ class CoordinatorMetrics:
         self._outcomes = Counter(
             "relmsg_half_outcomes", "What half messages have become here", ["outcome"], registry=self.registry
         )
-        self._checks = Counter(
-            "relmsg_half_checks", "Checks sent, and checks that a member has received", ["step"], registry=self.registry
+        self._sent = Counter("relmsg_half_checks_sent", "Checks in the queues of groups", registry=self.registry)
+        self._received = Counter(
+            "relmsg_half_checks_received", "Checks that a member has begun to answer", registry=self.registry
         )
-        self._answers = Counter("relmsg_half_answers", "Answers to checks", ["answer"], registry=self.registry)
+        self._checks = Counter("relmsg_half_checks", "Checks answered", ["answer"], registry=self.registry)
         self._refused = Counter(
             "relmsg_half_refused", "Decisions and answers that did not count", ["reason"], registry=self.registry
         )
@@ -41,10 +42,8 @@ class CoordinatorMetrics:
         )
         for outcome in OUTCOMES.values():
             self._outcomes.labels(outcome)
-        for step in ("sent", "received"):
-            self._checks.labels(step)
         for answer in Answer:
-            self._answers.labels(answer.value)
+            self._checks.labels(answer.value)
         for refusal in Refusal:
             self._refused.labels(refusal.name.lower())
 
@@ -58,15 +57,15 @@ class CoordinatorMetrics:
 
     def sent(self, count: int) -> None:
         """So many checks are in the queues of their groups."""
-        self._checks.labels("sent").inc(count)
+        self._sent.inc(count)
 
     def received(self) -> None:
         """A member has received a check, and this was not known before."""
-        self._checks.labels("received").inc()
+        self._received.inc()
 
     def answered(self, answer: Answer) -> None:
         """A checker has answered."""
-        self._answers.labels(answer.value).inc()
+        self._checks.labels(answer.value).inc()
 
     def refused(self, reason: Refusal) -> None:
         """A decision or an answer did not count."""

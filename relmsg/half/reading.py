@@ -10,7 +10,7 @@ from uuid import UUID
 from relmsg.broker.delivery import Delivery
 from relmsg.errors import MalformedHalf
 from relmsg.half import protocol
-from relmsg.half.half import Half, read_half, uuid_of, whole
+from relmsg.half.half import Half, number, read_half, uuid_of
 from relmsg.half.protocol import Answer, Verb, group_name
 from relmsg.half.state import Resolution
 
@@ -49,7 +49,6 @@ class Answered:
 
 Word: TypeAlias = Half | Decision | Received | Answered
 
-MOST_NUMBER = 2**31 - 1  # PostgreSQL's integer
 ANSWERS = {
     Resolution.COMMIT.value: Answer.COMMIT,
     Resolution.ROLLBACK.value: Answer.ROLLBACK,
@@ -91,7 +90,7 @@ def line_of(delivery: Delivery) -> str:
 
 
 def _check(headers: Mapping[str, Any]) -> int:
-    check = whole(headers, protocol.CHECK, 1, MOST_NUMBER)
+    check = number(headers, protocol.CHECK)
     if check is None:
         raise MalformedHalf(f"header {protocol.CHECK} is missing")
     return check

@@ -121,7 +121,7 @@ class HalfStore:
         One that is not there is UNKNOWN, or, where its prepare is known to be on its way (``is_prepared``), decided as
         soon as that comes. ``check`` is the number of the check that this answers.
         """
-        state, answer = DECIDES[resolution], None if check is None else resolution.value
+        state, answer = DECIDES[resolution], None if check is None else resolution.value.lower()
         while True:
             if await self._run(sql.DECIDE, half_id, group, user_id, state.value, by, check or 0, answer):
                 return Decided(state, changed=True)
@@ -146,7 +146,7 @@ class HalfStore:
         if answer in (Answer.COMMIT, Answer.ROLLBACK):
             resolution, by = Resolution(answer.name), f"checker {group}"
             return await self.decide(half_id, resolution, group=group, user_id=user_id, by=by, check=check)
-        if await self._run(sql.UNKNOWN, half_id, group, user_id, check, answer.name):
+        if await self._run(sql.UNKNOWN, half_id, group, user_id, check, answer.value):
             return Decided(HalfState.PREPARED, changed=True)
         return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
 

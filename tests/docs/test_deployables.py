@@ -12,6 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from relmsg.cli.consume import consume
+from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.inbox.handler import GROUP_OF_LISTS
 from relmsg.inbox.inbox import GROUPS_AHEAD, PREFETCH
 from relmsg.inbox.metrics import Metrics
@@ -79,8 +80,8 @@ def test_the_prefetch_is_told_everywhere_as_it_is() -> None:
 def test_the_alerts_are_about_metrics_that_exist(process: str) -> None:
     """An alert on a metric that nobody exports would never fire; one without an entry in the runbook helps nobody."""
     alerts = (ROOT / process / "alerts.yaml").read_text()
-    registry = RelayMetrics().registry if process == "outbox" else Metrics().registry
-    exported = set(re.findall(r"# TYPE (\w+)", generate_latest(registry).decode()))
+    registries = [RelayMetrics(), CoordinatorMetrics()] if process == "outbox" else [Metrics()]
+    exported = set(re.findall(r"# TYPE (\w+)", "".join(generate_latest(each.registry).decode() for each in registries)))
     expressions = "\n".join(line for line in alerts.splitlines() if not line.lstrip().startswith("#"))
     assert set(re.findall(r"\brelmsg_\w+", expressions)) <= exported
     runbook = (ROOT / process / "README.md").read_text()
@@ -90,9 +91,10 @@ def test_the_alerts_are_about_metrics_that_exist(process: str) -> None:
 @pytest.mark.parametrize("page", ["docs/operations.md"])
 def test_the_metrics_of_the_operations_page_exist_and_are_all_of_them(page: str) -> None:
     """The page names every metric, and none that is not exported."""
-    text = "".join(generate_latest(each).decode() for each in (RelayMetrics().registry, Metrics().registry))
+    parts = (RelayMetrics(), CoordinatorMetrics(), Metrics())
+    text = "".join(generate_latest(each.registry).decode() for each in parts)
     exported = {name for name in re.findall(r"# TYPE (\w+)", text) if not name.endswith("_created")}
-    named = set(re.findall(r"\b(relmsg_(?:outbox|relay|consumer)_\w+)", (ROOT / page).read_text()))
+    named = set(re.findall(r"\b(relmsg_(?:outbox|relay|half|consumer)_\w+)", (ROOT / page).read_text()))
     assert named == exported
 
 
