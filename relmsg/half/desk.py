@@ -12,15 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.state import DECIDES, OPEN, HalfState, Resolution
+from relmsg.half.statements import MESSAGE
 from relmsg.schema import DEFAULT_SCHEMA, tables
 
 MAX_NAME_BYTES = 128
 
-# The message as it goes from one table into the other; the id and what is counted from now are not here.
-MESSAGE = (
-    *("type", "source", "exchange", "routing_key", "ordering_key", "headers"),
-    *("content_type", "content_encoding", "correlation_id", "reply_to", "body", "occurred_at"),
-)
+KEPT = [name for name in MESSAGE if name != "expires_in"]
 
 
 class Standing(NamedTuple):
@@ -143,8 +140,8 @@ class Desk:
         """The change of state and the row in the outbox: one statement, so there is never one without the other."""
         half, outbox = self._half, self._outbox
         came = ended.returning(half).cte("came")
-        columns = [came.c.half_id, *(came.c[name] for name in MESSAGE), func.clock_timestamp() + came.c.expires_in]
-        into = insert(outbox).from_select(["message_id", *MESSAGE, "expires_at"], select(*columns))
+        columns = [came.c.half_id, *(came.c[name] for name in KEPT), func.clock_timestamp() + came.c.expires_in]
+        into = insert(outbox).from_select(["message_id", *KEPT, "expires_at"], select(*columns))
         return (await connection.execute(into.add_cte(came))).rowcount
 
     def _resumed(self, by: str) -> Update:
