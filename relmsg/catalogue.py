@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sqlalchemy import Connection, MetaData, Table, select, text
+from sqlalchemy import CheckConstraint, Connection, MetaData, Table, select, text
 from sqlalchemy.exc import DBAPIError
 
 from relmsg.schema import SLOTS, tables
@@ -173,6 +173,8 @@ def _from_metadata(connection: Connection, metadata: MetaData) -> Iterable[Thing
 def _indexes_from_metadata(table: Table) -> Iterable[Thing]:
     key = ", ".join(column.name for column in table.primary_key.columns)
     yield Thing(table.name, "constraint", f"{table.name}.{table.name}_pkey", {"definition": f"PRIMARY KEY ({key})"})
+    for check in sorted(str(each.name) for each in table.constraints if isinstance(each, CheckConstraint)):
+        yield Thing(table.name, "constraint", f"{table.name}.{check}", {"definition": UNKNOWN})
     for index in table.indexes:
         yield Thing(
             table.name,

@@ -129,6 +129,14 @@ ALTERATIONS = [
         "constraint outbox_message.short is extra",
     ),
     (
+        "ALTER TABLE r.half_message DROP CONSTRAINT half_message_state",
+        "constraint half_message.half_message_state is missing",
+    ),
+    (
+        "ALTER TABLE r.half_message ALTER check_every SET DEFAULT '1 minute'",
+        "column half_message.check_every: default is '00:01:00'::interval, expected '00:00:30'::interval",
+    ),
+    (
         "ALTER TABLE r.outbox_relay ADD CONSTRAINT once UNIQUE (started_at)",
         "constraint outbox_relay.once is extra",
     ),
