@@ -30,7 +30,7 @@ from relmsg.half.checks import Checks
 from relmsg.half.intake import Intake
 from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.half.protocol import COORDINATOR, coordinator_queue
-from relmsg.half.store import HalfStore
+from relmsg.half.store import ANSWER_SECONDS, HalfStore
 from relmsg.migrate import require_current
 from relmsg.outage import Outage
 from relmsg.settings import Settings
@@ -106,7 +106,9 @@ class Coordinator:
         :raises SchemaError: at the start, when relmsg's tables do not fit this version.
         """
         async with AsyncExitStack() as stack:
-            engine = create_engine(self._settings.database(), pool_size=LINES + 1, max_overflow=0)
+            # Whoever waits for a connection of the pool gives up by the store's own deadline, as DatabaseAway.
+            options = {"pool_size": LINES + 1, "max_overflow": 0, "pool_timeout": 2 * ANSWER_SECONDS}
+            engine = create_engine(self._settings.database(), **options)
             stack.push_async_callback(engine.dispose)
             await require_current(engine, self._settings.schema)
             publishing = await stack.enter_async_context(self._connect("half messages, publish"))

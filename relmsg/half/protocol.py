@@ -91,8 +91,12 @@ def group_name(group: object) -> str:
 
 
 def coordinator_queue() -> Queue:
-    """The queue of the coordinators as they declare it; what kills them time and again ends in its error queue."""
-    return Queue(COORDINATOR)
+    """The queue of the coordinators as they declare it.
+
+    Each time a coordinator loses its channel, as after half an hour without a database, what it held counts as
+    returned. Only what was returned a thousand times goes to the error queue: nothing else can be the reason.
+    """
+    return Queue(COORDINATOR, delivery_limit=1000)
 
 
 def check_queue(group: str) -> str:
