@@ -104,7 +104,8 @@ class Fence:
         decide against you. True: this transaction holds the fence now. False: COMMIT stood there before, from this
         transaction or from one that has committed, and then the work is done already: do not do it twice.
 
-        :raises HalfRolledBack: a checker was first; roll the transaction back, it must not commit.
+        :raises HalfRolledBack: a checker was first; roll the transaction back, it must not commit. Under REPEATABLE
+            READ or stricter the database's own serialization error may come instead; such a one cannot commit either.
         :raises TransactionRequired: the connection commits by itself (AUTOCOMMIT).
         """
         key = _key(half_id)
