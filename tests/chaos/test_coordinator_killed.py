@@ -62,7 +62,7 @@ async def test_every_half_message_ends_as_it_was_meant(
 
         async def all_decided() -> None:
             async with engine.connect() as connection:
-                states = dict((await connection.execute(select(HALF.c.half_id, HALF.c.state))).tuples().all())
+                states = dict((await connection.execute(select(HALF.c.half_id, HALF.c.state))).all())
             assert states == {
                 half_id: "COMMITTED" if fate is Resolution.COMMIT else "ROLLED_BACK" for half_id, fate in fates.items()
             }

@@ -130,8 +130,8 @@ async def test_doubt_is_asked_again(amqp_url, coordinator, engine):
     assert (row.checks, row.check_received) == (5, checks[-1])
     assert checks == sorted(set(checks)), "one at a time, and no number twice"
     assert len(checks) == 5
-    assert sample(coordinator, "relmsg_half_answers_total", answer="unknown") == 4
-    assert sample(coordinator, "relmsg_half_answers_total", answer="commit") == 1
+    assert sample(coordinator, "relmsg_half_checks_total", answer="unknown") == 4
+    assert sample(coordinator, "relmsg_half_checks_total", answer="commit") == 1
 
 
 async def test_without_a_checker_for_the_type_it_stays_and_alerts(half, coordinator, engine):
@@ -145,7 +145,7 @@ async def test_without_a_checker_for_the_type_it_stays_and_alerts(half, coordina
     message = await left_open(half)
 
     def alerted() -> None:
-        assert sample(coordinator, "relmsg_half_answers_total", answer="no_checker") >= 2
+        assert sample(coordinator, "relmsg_half_checks_total", answer="no_checker") >= 2
 
     await eventually(alerted)
     row = await half_row(engine, message.id)

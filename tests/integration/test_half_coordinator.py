@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import aiormq
 import pytest
@@ -78,8 +78,9 @@ async def answered(came, correlation_id):
     """The headers of the answer to this decision."""
 
     async def check():
-        (found,) = [each for each in came if each.correlation_id == correlation_id]
-        return {name.removeprefix("relmsg-half"): value for name, value in found.headers.items()}
+        found = [each for each in came if each.correlation_id == correlation_id]
+        assert len(found) == 1
+        return {name.removeprefix("relmsg-half"): value for name, value in found[0].headers.items()}
 
     return await eventually(check)
 
@@ -223,7 +224,6 @@ async def test_what_is_none_of_the_protocol_goes_to_the_error_queue(broker, engi
 
 PREPARES = {
     "no UUID": ({"message_id": "7"}, {}, "is not a UUID"),
-    "no id": ({"message_id": None}, {}, "is not a UUID"),
     "no exchange": ({}, {"relmsg-half-exchange": None}, "relmsg-half-exchange is missing"),
     "an exchange that is none": ({}, {"relmsg-half-exchange": "e" * 256}, "exchange takes 256 bytes"),
     "no routing key": ({}, {"relmsg-half-routing-key": 7}, "relmsg-half-routing-key is missing"),
@@ -306,7 +306,7 @@ async def test_any_order_ends_right(broker, engine, database_url, amqp_url):
     committed = [half_id for half_id, verb in fates.items() if verb == "commit"]
     assert Counter(row.message_id for row in await outbox_rows(engine)) == Counter(committed)
     async with engine.connect() as connection:
-        found = dict((await connection.execute(select(HALF.c.half_id, HALF.c.state))).tuples().all())
+        found = dict((await connection.execute(select(HALF.c.half_id, HALF.c.state))).all())
     assert found == {
         half_id: HalfState.COMMITTED if verb == "commit" else HalfState.ROLLED_BACK for half_id, verb in fates.items()
     }
@@ -521,8 +521,7 @@ async def test_the_relay_process_coordinates(broker, engine, processes):
     await say(broker, "commit", half_id)
 
     async def arrived():
-        (found,) = await broker.drain("q")
-        assert UUID(found.message_id) == half_id
+        assert [each.message_id for each in await broker.drain("q")] == [str(half_id)]
 
     await eventually(arrived, within=15)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
