@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
+from relmsg.cli import main
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.desk import Desk
 from relmsg.half.state import HalfState, Resolution
@@ -67,14 +68,15 @@ async def blocked(engine):
 
 
 @pytest.fixture
-def ran(processes):
-    """The exit code, stdout and stderr of a `relmsg half` command."""
+def ran(database_url, monkeypatch, capsys):
+    """The exit code, stdout and stderr of a `relmsg half` command, run in a thread of this process."""
+    monkeypatch.setenv("RELMSG_DATABASE_URL", database_url)
 
     async def run(*arguments):
-        process = await processes.relmsg("half", *map(str, arguments))
-        code = await process.wait(within=60)
-        assert "Traceback" not in process.stderr
-        return code, process.stdout, process.stderr
+        code = await asyncio.to_thread(main.run, ["half", *map(str, arguments)])
+        output, problems = capsys.readouterr()
+        assert "Traceback" not in problems
+        return code, output, problems
 
     return run
 
