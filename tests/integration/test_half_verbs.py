@@ -16,6 +16,7 @@ from relmsg.cli import main
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.desk import Desk
 from relmsg.half.state import HalfState, Resolution
+from relmsg.half.store import HalfStore
 from relmsg.schema import tables
 from relmsg.testing import eventually
 from tests.support.relaying import emptied, waiting
@@ -286,16 +287,20 @@ async def test_a_commit_that_cannot_be_sent_has_not_happened(engine):
     assert (row.state, row.decided_by, row.decided_at) == ("PARKED", None, None)
 
 
-async def test_of_two_who_decide_at_once_one_is_told_the_others_decision(engine):
-    """Commit against rollback, fifty times: all agree on one end, and what is committed is in the outbox once."""
-    desk = Desk(engine)
+async def test_operators_and_producers_who_decide_at_once_agree(engine):
+    """Commit against rollback, fifty times: all are told one end, and what is committed is in the outbox once."""
+    desk, store = Desk(engine), HalfStore(engine)
     ids = [await stored(engine, state) for state in (HalfState.PARKED, HalfState.PREPARED) for _ in range(25)]
-    asked = [(half_id, resolution) for half_id in ids for resolution in (Resolution.COMMIT, Resolution.ROLLBACK) * 2]
-    told = await asyncio.gather(*(desk.decide(half_id, resolution, "ada") for half_id, resolution in asked))
-    for half_id in ids:
-        standings = [each for each in told if each.half_id == half_id]
-        (state,) = {each.state for each in standings}
-        assert sum(each.changed for each in standings) == 1
+
+    def asked(half_id):
+        for resolution in (Resolution.COMMIT, Resolution.ROLLBACK):
+            yield desk.decide(half_id, resolution, "ada")
+            yield store.decide(half_id, resolution, group="orders", user_id=None, by="producer orders")
+
+    for half_id, told in [(half_id, asyncio.gather(*asked(half_id))) for half_id in ids]:
+        ends = await told
+        (state,) = {each.state for each in ends}
+        assert [each.changed for each in ends].count(True) == 1
         assert len(await sent(engine, half_id)) == (1 if state is HalfState.COMMITTED else 0)
 
 
