@@ -53,8 +53,9 @@ class MariaDBPrograms:
 def mariadb_programs() -> MariaDBPrograms | None:
     """Those of this machine; MySQL's, which have other options, are not taken for them."""
     path = os.pathsep.join([os.environ.get("PATH", ""), PATH])
-    server, install = (shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db"))
-    return MariaDBPrograms(Path(server), Path(install)) if server and install else None
+    # The last is called by the second, and Debian has it in another package.
+    needed = [shutil.which(name, path=path) for name in ("mariadbd", "mariadb-install-db", "my_print_defaults")]
+    return MariaDBPrograms(*(Path(each) for each in needed[:2] if each)) if all(needed) else None
 
 
 def epmd(userland: Userland, environment: dict[str, str]) -> str:

@@ -74,7 +74,7 @@ def find_mariadb(report: Report) -> MariaDBPrograms:
     :raises ServicesError: if it is missing and cannot be had, which takes root and apt-get.
     """
     if not mariadb_programs():
-        _install(["mariadb-server-core"], f"set {MARIADB_URL}", report)
+        _install(["mariadb-server-core", "mariadb-client-core"], f"set {MARIADB_URL}", report)
     if found := mariadb_programs():
         return found
     raise ServicesError("MariaDB: installed, yet not found where Debian puts it")

@@ -140,7 +140,7 @@ class Fence:
                 _hold_together(connection)
                 async with waiting_at_most(connection, self.lock_seconds):
                     inserted = await self._insert(connection, key, Resolution.ROLLBACK)
-                    await connection.commit()
+                    await _commit(connection)
                     found = Resolution.ROLLBACK if inserted else await self._read(connection, key)
         except UsageError:
             raise
@@ -168,7 +168,7 @@ class Fence:
         """
         fence, pruned = self.table.c, 0
         async with engine.connect() as connection:
-            before = await connection.scalar(select(func.current_timestamp())) - older_than
+            before = (await connection.execute(select(func.current_timestamp()))).scalar_one() - older_than
             # By their keys: MariaDB would otherwise lock each row it looks at, and hold up those who insert.
             some = select(fence.half_id).where(fence.decided_at < before).limit(PRUNED_AT_ONCE)
             while keys := (await connection.scalars(some)).all():
@@ -220,6 +220,16 @@ def _hold_together(connection: AsyncConnection) -> None:
     level = sync.get_execution_options().get("isolation_level")
     if (level or getattr(sync.dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT":
         raise TransactionRequired("this connection is in AUTOCOMMIT: the fence would stand without your work")
+
+
+async def _commit(connection: AsyncConnection) -> None:
+    """Commit, or give the connection up: SQLAlchemy takes a transaction whose commit has failed for ended and puts it
+    back into the pool as it is, and in SQLite (locked by a reader) it is still open then."""
+    try:
+        await connection.commit()
+    except BaseException:
+        await connection.invalidate()
+        raise
 
 
 def _line(error: Exception) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sqlite3
+import threading
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +24,7 @@ from compose.services.ports import free_ports
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
 from relmsg.half.fence import DEFAULT_TABLE, Fence, create_fence, fence_table
 from relmsg.half.state import Resolution
+from relmsg.testing import eventually
 from tests.support.stores import KINDS, Stores
 
 COMMIT, ROLLBACK, UNKNOWN = Resolution.COMMIT, Resolution.ROLLBACK, Resolution.UNKNOWN
@@ -81,25 +85,51 @@ async def shop_at(url: str, **options: Any) -> AsyncIterator[Shop]:
     await engine.dispose()
 
 
-@pytest.fixture(params=KINDS)
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
-    """Not an async fixture: it starts what it needs by fixtures that run a loop of their own."""
-    return Stores(request, request.param, tmp_path)
+@pytest.fixture(autouse=True)
+async def ended() -> AsyncIterator[None]:
+    """A connection to SQLite that was given up is closed by its thread, which must not outlive the loop it answers."""
+    yield
+
+    def no_thread_is_left() -> None:
+        assert [each.name for each in threading.enumerate() if "_connection_worker_thread" in each.name] == []
+
+    await eventually(no_thread_is_left)
 
 
-@pytest.fixture
-async def url(stores: Stores) -> AsyncIterator[str]:
-    async with stores.new() as url:
-        yield url
+@pytest.fixture(scope="module", params=KINDS)
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    return Stores(request, request.param, tmp_path_factory.mktemp("fence"))
+
+
+@pytest.fixture(scope="module")
+def url(stores: Stores) -> Iterator[str]:
+    """A database with the fence, for all tests of its kind: each has a half id of its own."""
+
+    async def create() -> str:
+        async with shop_at(url := await stores.create()) as shop:
+            await create_fence(shop.engine)
+            async with shop.engine.begin() as connection:
+                await connection.execute(text("CREATE TABLE work (id varchar(36))"))
+        return url
+
+    url = asyncio.run(create())
+    yield url
+    asyncio.run(stores.drop(url))
 
 
 @pytest.fixture
 async def shop(url: str) -> AsyncIterator[Shop]:
     async with shop_at(url, pool_size=20) as shop:
-        await create_fence(shop.engine)
-        async with shop.engine.begin() as connection:
-            await connection.execute(text("CREATE TABLE work (id varchar(36))"))
         yield shop
+
+
+@pytest.fixture
+async def bare(stores: Stores) -> AsyncIterator[Shop]:
+    """A shop of one test's own, without the fence."""
+    url = await stores.create()
+    async with shop_at(url, pool_size=8) as shop:
+        yield shop
+    await stores.drop(url)
 
 
 @pytest.fixture
@@ -172,9 +202,9 @@ async def test_the_transaction_waits_for_a_checker_that_is_just_deciding(
 
 
 async def test_in_any_order_and_all_at_once_both_sides_end_the_same_way(shop: Shop) -> None:
-    """Forty transactions against two checkers each: no verdict is ever taken back, and work is there where it is
+    """Twenty-four transactions against two checkers each: no verdict is ever taken back, and work is there where it is
     COMMIT, and only there."""
-    halves = [uuid.uuid4() for _ in range(40)]
+    halves = [uuid.uuid4() for _ in range(24)]
     verdicts: dict[uuid.UUID, set[Resolution]] = {each: set() for each in halves}
 
     async def work(half_id: uuid.UUID, after: asyncio.Task[None] | None) -> None:
@@ -260,16 +290,15 @@ async def test_the_checker_answers_for_the_half_message_it_is_asked_about(shop: 
 
 
 async def test_a_database_without_the_fence_decides_nothing(
-    url: str, half_id: uuid.UUID, caplog: pytest.LogCaptureFixture
+    bare: Shop, half_id: uuid.UUID, caplog: pytest.LogCaptureFixture
 ) -> None:
     """UNKNOWN, and a line that says why."""
-    async with shop_at(url) as shop:
-        with caplog.at_level(logging.WARNING):
-            assert await FENCE.resolve(shop.sessions, half_id) is UNKNOWN
-        assert str(half_id) in caplog.text
-        assert "relmsg_fence" in caplog.text
-        await create_fence(shop.engine)
-        assert await shop.stands(half_id) is None
+    with caplog.at_level(logging.WARNING):
+        assert await FENCE.resolve(bare.sessions, half_id) is UNKNOWN
+    assert str(half_id) in caplog.text
+    assert "relmsg_fence" in caplog.text
+    await create_fence(bare.engine)
+    assert await bare.stands(half_id) is None
 
 
 @pytest.mark.parametrize("scheme", ["postgresql+asyncpg", "mariadb+aiomysql"])
@@ -279,12 +308,15 @@ async def test_a_database_that_is_away_decides_nothing(scheme: str, half_id: uui
         assert await FENCE.resolve(shop.sessions, half_id) is UNKNOWN
 
 
-async def test_a_database_that_refuses_the_login_decides_nothing(url: str, half_id: uuid.UUID) -> None:
-    """UNKNOWN, and not an error of the driver's; for SQLite, which has no logins, it is a file that it cannot open."""
-    parsed = make_url(url)
-    refused = parsed.set(database="/") if parsed.get_backend_name() == "sqlite" else parsed.set(password="wrong")
-    async with shop_at(refused.render_as_string(hide_password=False)) as shop:
-        assert await FENCE.resolve(shop.sessions, half_id) is UNKNOWN
+async def test_a_database_that_refuses_the_checker_decides_nothing(shop: Shop, url: str, half_id: uuid.UUID) -> None:
+    """UNKNOWN, and not an error of the driver's: a wrong password, or an SQLite that must not write."""
+    if shop.kind == "sqlite":
+        refused = f"sqlite+aiosqlite:///file:{make_url(url).database}?mode=ro&uri=true"
+    else:
+        refused = make_url(url).set(password="wrong").render_as_string(hide_password=False)
+    async with shop_at(refused) as locked_out:
+        assert await FENCE.resolve(locked_out.sessions, half_id) is UNKNOWN
+    assert await shop.stands(half_id) is None
 
 
 async def test_a_commit_of_the_checkers_that_fails_is_no_verdict(shop: Shop, half_id: uuid.UUID) -> None:
@@ -368,19 +400,17 @@ async def test_sessions_of_several_databases_check_where_the_fence_is(shop: Shop
     assert await shop.stands(half_id) == "COMMIT"
 
 
-async def test_many_instances_make_the_table_at_once(url: str, half_id: uuid.UUID) -> None:
+async def test_many_instances_make_the_table_at_once(bare: Shop, half_id: uuid.UUID) -> None:
     """Each of them, at every start."""
-    async with shop_at(url, pool_size=8) as shop:
-        await asyncio.gather(*(create_fence(shop.engine) for _ in range(8)))
-        await create_fence(shop.engine)
-        assert await FENCE.resolve(shop.sessions, half_id) is ROLLBACK
+    await asyncio.gather(*(create_fence(bare.engine) for _ in range(8)))
+    await create_fence(bare.engine)
+    assert await FENCE.resolve(bare.sessions, half_id) is ROLLBACK
 
 
-async def test_a_table_that_cannot_be_made_is_an_error(url: str) -> None:
+async def test_a_table_that_cannot_be_made_is_an_error(shop: Shop) -> None:
     """It is not taken for one that another instance was quicker to make."""
-    async with shop_at(url) as shop:
-        with pytest.raises(DBAPIError):
-            await create_fence(shop.engine, fence_table(schema="nowhere"))
+    with pytest.raises(DBAPIError):
+        await create_fence(shop.engine, fence_table(schema="nowhere"))
 
 
 async def test_the_table_can_have_another_name(shop: Shop, half_id: uuid.UUID) -> None:
@@ -442,6 +472,22 @@ async def test_sqlite_that_begins_by_a_listener_is_not_taken_for_autocommit(tmp_
             await FENCE.commit(session, half_id)
             assert await FENCE.resolve(shop.sessions, half_id) is UNKNOWN
         assert await FENCE.resolve(shop.sessions, half_id) is COMMIT
+
+
+async def test_a_reader_that_keeps_sqlite_from_committing_leaves_the_half_undecided(
+    tmp_path: Path, half_id: uuid.UUID
+) -> None:
+    """UNKNOWN, and no connection of the pool's holds the lock of the commit that failed."""
+    async with shop_at(f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}", pool_size=1, max_overflow=0) as shop:
+        await create_fence(shop.engine)
+        with contextlib.closing(sqlite3.connect(tmp_path / "shop.db")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM relmsg_fence").fetchall()
+            assert await FENCE.resolve(shop.sessions, half_id) is UNKNOWN
+        with contextlib.closing(sqlite3.connect(tmp_path / "shop.db", timeout=0.0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+        assert await shop.stands(half_id) is None
+        assert await FENCE.resolve(shop.sessions, half_id) is ROLLBACK
 
 
 async def test_old_rows_are_pruned_and_no_others(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -17,28 +15,33 @@ KINDS = ("postgresql", "mariadb", "sqlite")
 
 
 class Stores:
-    """Makes the URL of a new database of one kind, and removes it."""
+    """Makes databases of one kind, empty but for what a schema of their own holds, and removes them."""
 
     def __init__(self, request: pytest.FixtureRequest, kind: str, directory: Path) -> None:
-        self.kind = kind
+        self._kind = kind
         self._databases: Databases = request.getfixturevalue("databases") if kind == "postgresql" else None
         self._mariadb_url: str = request.getfixturevalue("mariadb_url") if kind == "mariadb" else ""
         self._directory = directory
 
-    @asynccontextmanager
-    async def new(self) -> AsyncIterator[str]:
-        """The URL; the database goes away with the block, whoever is still connected."""
-        if self.kind == "sqlite":
-            yield f"sqlite+aiosqlite:///{self._directory / uuid.uuid4().hex}.db"
-        elif self.kind == "postgresql":
-            url = await self._databases.create()
-            yield url
+    async def create(self) -> str:
+        """The URL of a new one."""
+        name = f"relmsg_test_{uuid.uuid4().hex}"
+        if self._kind == "sqlite":
+            return f"sqlite+aiosqlite:///{self._directory / name}.db"
+        if self._kind == "postgresql":
+            return await self._databases.create()
+        await self._execute(f"CREATE DATABASE {name}")
+        return make_url(self._mariadb_url).set(database=name).render_as_string(hide_password=False)
+
+    async def drop(self, url: str) -> None:
+        """Remove it; all who used it must be gone."""
+        if self._kind == "postgresql":
             await self._databases.drop(url)
-        else:
-            name = f"relmsg_test_{uuid.uuid4().hex}"
-            server = create_async_engine(self._mariadb_url, isolation_level="AUTOCOMMIT")
-            async with server.connect() as connection:
-                await connection.execute(text(f"CREATE DATABASE {name}"))
-                yield make_url(self._mariadb_url).set(database=name).render_as_string(hide_password=False)
-                await connection.execute(text(f"DROP DATABASE {name}"))
-            await server.dispose()
+        elif self._kind == "mariadb":
+            await self._execute(f"DROP DATABASE {make_url(url).database}")
+
+    async def _execute(self, statement: str) -> None:
+        server = create_async_engine(self._mariadb_url, isolation_level="AUTOCOMMIT")
+        async with server.connect() as connection:
+            await connection.execute(text(statement))
+        await server.dispose()
