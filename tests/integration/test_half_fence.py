@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, a
 from compose.services.ports import free_ports
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
 from relmsg.half.fence import DEFAULT_TABLE, Fence, create_fence, fence_table
+from relmsg.half.lock_wait import waiting_at_most
 from relmsg.half.state import Resolution
 from relmsg.testing import eventually
 from tests.support.stores import KINDS, Stores
@@ -258,6 +259,15 @@ async def test_a_transaction_begun_again_after_it_has_committed_is_told_so(shop:
     assert await FENCE.resolve(shop.sessions, half_id) is COMMIT
 
 
+async def test_a_snapshot_older_than_that_commit_hides_nothing(shop: Shop, half_id: uuid.UUID) -> None:
+    """In the usual isolation of its database the transaction sees who was first: not a checker, but its own twin."""
+    async with shop.sessions() as session, session.begin():
+        await session.execute(text("SELECT count(*) FROM work"))
+        async with shop.sessions() as twin, twin.begin():
+            assert await FENCE.commit(twin, half_id)
+        assert not await FENCE.commit(session, half_id)
+
+
 async def test_a_session_that_has_begun_nothing_is_begun_by_the_fence(shop: Shop, half_id: uuid.UUID) -> None:
     """And without a commit of its caller's the fence is not there."""
     async with shop.sessions() as session:
@@ -330,6 +340,26 @@ async def test_a_commit_of_the_checkers_that_fails_is_no_verdict(shop: Shop, hal
     event.remove(shop.engine.sync_engine, "commit", fail)
     assert await shop.stands(half_id) is None
     assert await FENCE.resolve(shop.sessions, half_id) is ROLLBACK
+
+
+async def test_the_wait_is_as_short_as_it_was_asked_for(shop: Shop) -> None:
+    """In the database's own words; a second is the least that MariaDB knows."""
+    async with shop.engine.connect() as connection:
+        async with waiting_at_most(connection, 0.25):
+            inside = str(await connection.scalar(text(LOCK_SETTINGS[shop.kind])))
+        assert inside == {"postgresql": "250ms", "mariadb": "1 1", "sqlite": "250"}[shop.kind]
+        async with waiting_at_most(connection, 1.5):
+            inside = str(await connection.scalar(text(LOCK_SETTINGS[shop.kind])))
+        assert inside == {"postgresql": "1500ms", "mariadb": "2 2", "sqlite": "1500"}[shop.kind]
+
+
+async def test_a_database_whose_words_are_not_known_gets_a_limit_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block ends by itself, and that is a TimeoutError."""
+    async with shop_at("sqlite+aiosqlite://") as shop, shop.engine.connect() as connection:
+        monkeypatch.setattr(connection.dialect, "name", "another")
+        with pytest.raises(TimeoutError):
+            async with waiting_at_most(connection, 0.01):
+                await asyncio.Event().wait()
 
 
 @pytest.mark.parametrize("end", ["open", "cancelled", "rolled back", "committed"])
