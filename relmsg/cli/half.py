@@ -178,15 +178,22 @@ def _each(
 
     try:
         _with_desk(all_of_them, **flags)
-    finally:
-        if json:
-            output.write(output.as_json([each._asdict() for each in standings]))
-        else:
-            for each in standings:
-                output.write(_told(each))
+    except BaseException:
+        if standings:
+            _tell(standings, json=json)
+        raise
+    _tell(standings, json=json)
     others = [f"{each.half_id} is {each.state}" for each in standings if each.state is not wanted]
     if unknown or others:
         raise RelmsgError("; ".join([*unknown, *others]))
+
+
+def _tell(standings: list[Standing], *, json: bool) -> None:
+    if json:
+        output.write(output.as_json([each._asdict() for each in standings]))
+        return
+    for each in standings:
+        output.write(_told(each))
 
 
 def _told(standing: Standing) -> str:

@@ -187,7 +187,8 @@ async def test_an_operators_rollback_sends_nothing_ever(engine, ran):
     code, output, _ = await ran("rollback", parked, prepared, "--json")
     assert code == 0
     assert [(each["state"], each["changed"]) for each in json.loads(output)] == [("ROLLED_BACK", True)] * 2
-    assert (await row_of(engine, parked)).decided_by == f"operator {getpass.getuser()}"
+    row = await row_of(engine, prepared)
+    assert (row.decided_by, row.next_check_at) == (f"operator {getpass.getuser()}", None)
     code, output, problems = await ran("commit", parked)
     assert code == 1
     assert "was already ROLLED_BACK, by operator" in output
@@ -207,6 +208,20 @@ async def test_one_unknown_id_stops_none_of_the_others(engine, ran):
     assert code == 1
     assert output == f"{first} is now COMMITTED\n{last} is now COMMITTED\n"
     assert f"no half message {unknown}" in problems
+
+
+async def test_what_was_decided_before_the_database_failed_is_told(engine, ran):
+    """Stopped half way, a command says how far it came, and that it did not come to the end."""
+    first, last = await stored(engine), await stored(engine, type="bad")
+    async with engine.begin() as connection:
+        await connection.execute(text("ALTER TABLE relmsg.outbox_message ADD CHECK (type <> 'bad')"))
+    code, output, problems = await ran("commit", first, last, "--json")
+    assert code == 1
+    assert [each["half_id"] for each in json.loads(output)] == [str(first)]
+    assert "IntegrityError" in problems
+    assert (await row_of(engine, last)).state == "PARKED"
+    code, output, _ = await ran("commit", last, "--json")
+    assert (code, output) == (1, "")
 
 
 async def test_resume_has_a_parked_one_checked_from_the_start(engine, ran):
