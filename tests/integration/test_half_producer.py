@@ -182,6 +182,31 @@ async def test_a_refused_prepare_raises_nacked(amqp_url, broker: Broker):
     assert await broker.count(COORDINATOR) == 1
 
 
+async def test_a_prepare_that_is_refused_for_a_moment_is_sent_again(amqp_url, broker: Broker):
+    """A nack of the coordinators' queue, as while it changes its leader, costs a retry and no error."""
+    await broker.queue(COORDINATOR, arguments={"x-max-length": 1, "x-overflow": "reject-publish"})
+    retry = Retry(attempts=1000, base=0.01, cap=0.05)
+    async with HalfProducer(amqp_url, group="shop", retry=retry, answer_within=0.05) as half:
+        first, second = await left_open(half), order()
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def work() -> None:
+            async with half.begin(second) as tx:
+                entered.set()
+                await leave.wait()
+                await broker.drain(COORDINATOR)
+            assert tx.state is HalfState.UNKNOWN
+
+        working = asyncio.create_task(work())
+        done, _ = await asyncio.wait({working}, timeout=0.3)
+        assert not done
+        assert not entered.is_set()
+        assert [said.message_id for said in await broker.drain(COORDINATOR)] == [str(first.id)]
+        await entered.wait()
+        leave.set()
+        await working
+
+
 async def test_a_lost_confirm_raises_unknown(coordinator, amqp_url, engine):
     """H5: a prepare without an answer is Unknown; the block is not entered, though the message may be stored."""
     async with Proxy.before(amqp_url) as proxy, HalfProducer(proxy.through(amqp_url), group="shop", deadline=1) as half:
