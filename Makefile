@@ -26,7 +26,7 @@ test: $(STAMP) ## run every test on services of its own; ARGS="-k outbox -x" is 
 	@$(LOCAL) run -- $(BIN)/python -m pytest $(ARGS)
 
 # What leans hardest on other libraries; the whole suite runs on the newest ones.
-LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,outbox_publish.py wrap.py inbox.py relay.py)
+LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,outbox_publish.py wrap.py inbox.py relay.py half_fence.py)
 
 lowest: $(LOWEST)/.installed ## run the core tests on the oldest libraries we promise to work with
 	@$(LOWEST)/bin/python compose/local.py run -- $(LOWEST)/bin/python -m pytest -q $(LOWEST_TESTS) $(ARGS)
@@ -91,7 +91,7 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
 	@echo "installing the oldest libraries into $(LOWEST)"
 	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic]' \
-	  pytest pytest-asyncio hypothesis
+	  pytest pytest-asyncio hypothesis aiomysql aiosqlite
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml tests/benchmarks/requirements.txt $(STAMP)

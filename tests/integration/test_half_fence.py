@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import MetaData, StaticPool, event, make_url, select, text, update
+from sqlalchemy import AsyncAdaptedQueuePool, MetaData, StaticPool, event, make_url, select, text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
@@ -81,6 +81,8 @@ class Shop:
 
 @asynccontextmanager
 async def shop_at(url: str, **options: Any) -> AsyncIterator[Shop]:
+    if "pool_size" in options:  # SQLAlchemy before 2.0.38 keeps no connections to SQLite unless it is told to
+        options["poolclass"] = AsyncAdaptedQueuePool
     engine = create_async_engine(url, **options)
     yield Shop(make_url(url).get_backend_name(), engine)
     await engine.dispose()
@@ -480,7 +482,7 @@ async def test_mariadb_with_strict_snapshots_refuses_the_late_transaction(mariad
             await session.execute(text("SET SESSION innodb_snapshot_isolation = ON"))
             await session.execute(select(DEFAULT_TABLE))
             assert await FENCE.resolve(shop.sessions, half_id) is ROLLBACK
-            with pytest.raises((DBAPIError, HalfRolledBack)):
+            with pytest.raises(DBAPIError, match="Record has changed"):
                 await FENCE.commit(session, half_id)
         assert await FENCE.resolve(shop.sessions, half_id) is ROLLBACK
 
