@@ -30,12 +30,12 @@ GIVEN = ", ".join(f"${place}::{kind}" for place, kind in enumerate(MESSAGE.value
 EXCLUDED = ", ".join(f"{name} = excluded.{name}" for name in MESSAGE)
 KEPT = ", ".join(name for name in MESSAGE if name != "expires_in")
 
-# sent: the outbox row is made of the very row that becomes COMMITTED, by the statement that makes it so. One that was
-# decided before its prepare came has no message yet.
+# sent: the outbox row is made of the very row that has become COMMITTED with its message in it, by the statement that
+# made it so.
 SENT = f"""
 INSERT INTO {{outbox}} (message_id, {KEPT}, expires_at)
 SELECT half_id, {KEPT}, clock_timestamp() + expires_in FROM half
- WHERE state = 'COMMITTED' AND prepared_at IS NOT NULL
+ WHERE state = 'COMMITTED'
 """  # noqa: S608 - all names are ours
 
 # prepare: a second one finds ``prepared_at`` set and changes nothing. One that meets a decision which has overtaken it
@@ -113,8 +113,9 @@ UPDATE {{half}}
 RETURNING state
 """  # noqa: S608
 
-# due: who should be asked, the longest overdue first; nothing is locked, ``claim`` looks again.
-IS_DUE = "state = 'PREPARED' AND next_check_at <= clock_timestamp()"
+# due: who should be asked, the longest overdue first; nothing is locked, ``claim`` looks again. The statement's own time
+# bounds the look in the index; the clock's, which changes while it looks, would have it read all that are open.
+IS_DUE = "state = 'PREPARED' AND next_check_at <= statement_timestamp()"
 DUE = f"""
 SELECT half_id, producer_group, check_sent > check_received AS is_out FROM {{half}}
  WHERE {IS_DUE} AND checks < max_checks ORDER BY next_check_at LIMIT $1::int
@@ -167,7 +168,7 @@ RETURNING h.half_id, producer_group, type, checks, last_answer
 PRUNE = """
 WITH old AS (
     SELECT half_id FROM {half}
-     WHERE state IN ('COMMITTED', 'ROLLED_BACK') AND decided_at < clock_timestamp() - $1::interval
+     WHERE state IN ('COMMITTED', 'ROLLED_BACK') AND decided_at < statement_timestamp() - $1::interval
      LIMIT $2::int FOR UPDATE SKIP LOCKED)
 DELETE FROM {half} AS h USING old WHERE h.half_id = old.half_id RETURNING h.half_id
 """

@@ -17,6 +17,7 @@ from relmsg import migrate
 from relmsg.broker.envelope import Envelope
 from relmsg.database import create_engine
 from relmsg.errors import DatabaseAway
+from relmsg.half import statements
 from relmsg.half.half import Half
 from relmsg.half.protocol import Answer, Refusal
 from relmsg.half.state import DECIDES, HalfState, Resolution
@@ -134,6 +135,7 @@ async def test_a_commit_moves_the_message_into_the_outbox(store, engine):
         content_type="text/plain", content_encoding="identity", correlation_id="c", reply_to="r", body=b"\x00\xff",
         expiration_ms=90_000, timestamp=NOON,
     )  # fmt: skip
+    await alter(engine, made.half_id, created_at=NOON, prepared_at=NOON)
     assert await decide(store, made.half_id, COMMIT) == Decided(COMMITTED, changed=True)
     (sent,) = await outbox_rows(engine)
     row = await half_row(engine, made.half_id)
@@ -442,6 +444,32 @@ async def test_the_figures_are_those_of_the_table(store, engine):
     figures = await store.figures()
     assert (figures.open, figures.parked) == (2, 1)
     assert 600 <= figures.oldest_seconds < 660
+
+
+async def test_a_look_reads_only_what_it_looks_for(store, engine):
+    """However many are open or have ended, what is due and what is old is found by its index."""
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO relmsg.half_message (half_id, producer_group, state, prepared_at, next_check_at, decided_at) "
+                "SELECT gen_random_uuid(), 'shop', CASE WHEN n % 2 = 0 THEN 'PREPARED' ELSE 'COMMITTED' END, now(), "
+                "CASE WHEN n % 2 = 0 THEN now() + n * interval '1 s' END, CASE WHEN n % 2 = 1 THEN now() END "
+                "FROM generate_series(1, 20000) AS n"
+            )
+        )
+    async with engine.connect() as connection:
+        await (await connection.execution_options(isolation_level="AUTOCOMMIT")).execute(
+            text("VACUUM ANALYZE relmsg.half_message")
+        )
+        for statement, values in (
+            (statements.DUE, (100,)),
+            (statements.PARK, (100,)),
+            (statements.POSTPONE_GROUPS, (["shop"], SECOND, 100)),
+            (statements.PRUNE, (SECOND, 100)),
+        ):
+            explain = f"EXPLAIN {statement.format(half='relmsg.half_message')}"
+            plan = "\n".join((await connection.exec_driver_sql(explain, values)).scalars())
+            assert "Index Cond: (next_check_at <=" in plan or "Index Cond: (decided_at <" in plan, plan
 
 
 async def test_of_many_that_decide_at_once_one_decides(database_url, engine):
