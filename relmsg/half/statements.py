@@ -113,8 +113,8 @@ UPDATE {{half}}
 RETURNING state
 """  # noqa: S608
 
-# due: who should be asked, the longest overdue first; nothing is locked, ``claim`` looks again. The statement's own time
-# bounds the look in the index; the clock's, which changes while it looks, would have it read all that are open.
+# due: who should be asked, the longest overdue first; nothing is locked, ``claim`` looks again. The statement's own
+# time bounds the look in the index; the clock's, which changes meanwhile, would have it read all that are open.
 IS_DUE = "state = 'PREPARED' AND next_check_at <= statement_timestamp()"
 DUE = f"""
 SELECT half_id, producer_group, check_sent > check_received AS is_out FROM {{half}}
