@@ -258,6 +258,26 @@ async def test_a_message_that_could_never_be_sent_is_not_kept(broker, engine, da
     assert {name for name, (*_, told) in PREPARES.items() if told not in found[name]} == set()
 
 
+async def test_what_was_refused_can_be_requeued(broker, engine, database_url, amqp_url, processes):
+    """Once the coordinator takes such bodies, the prepare that waits in the error queue is kept like any other."""
+    login = urlsplit(amqp_url).username
+    async with coordinating(database_url, amqp_url, max_body_bytes=10):
+        half_id = await prepare(broker, body=b"x" * 11, user_id=login)
+
+        async def refused():
+            assert await broker.count(ERRORS) == 1
+
+        await eventually(refused)
+    requeue = await processes.relmsg("errors", "requeue", "--queue", QUEUE, "--yes")
+    assert await requeue.wait() == 0, requeue.stderr
+    async with coordinating(database_url, amqp_url):
+        row = await becomes(engine, half_id, HalfState.PREPARED)
+        assert (row.body, row.headers, row.user_id) == (b"x" * 11, {"tenant": "a"}, None)
+        await say(broker, "commit", half_id, user_id=login)
+        await becomes(engine, half_id, HalfState.COMMITTED)
+    assert await broker.count(ERRORS) == 0
+
+
 async def test_what_the_broker_adds_is_not_kept(broker, engine, database_url, amqp_url):
     """Headers that no message may have of its own are the broker's or ours; the others are the message's."""
     async with coordinating(database_url, amqp_url):
