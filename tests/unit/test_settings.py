@@ -81,6 +81,11 @@ def test_all_mistakes_are_told_at_once(tmp_path):
         ("SCHEMA", "pg_mine"),
         ("SCHEMA", ""),
         ("RELAY_NAME", "two\nlines"),
+        ("COORDINATOR", "yes"),
+        ("HALF_CHECK_AFTER", "0"),
+        ("HALF_MAX_CHECKS", "0"),
+        ("HALF_CHECK_RATE", "0.5"),
+        ("HALF_RETENTION", "59"),
     ],
 )
 def test_a_value_that_breaks_its_rule_is_refused_by_name(name, value):
