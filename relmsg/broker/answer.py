@@ -37,26 +37,33 @@ REPLY_CODES: dict[type[BaseException], int] = {
 async def answer(call: Awaitable[T], *, within: float) -> T:
     """Wait for an answer of the broker, at most ``within`` seconds.
 
-    aiormq tells a lost heartbeat by a CancelledError in a task that nobody cancelled; here it becomes BrokerAway, and a
-    real cancellation stays one. A request that runs out of time closes its channel.
+    aiormq tells a lost heartbeat by a CancelledError in a task that nobody cancelled; here it becomes BrokerAway. A
+    real cancellation stays one, also where aiormq makes another error of it, or nothing at all, as its ``close`` does.
+    A request that runs out of time closes its channel.
 
     :raises BrokerAway: no answer in time, or the connection was lost.
     :raises AccessRefused: user, password, virtual host or permission are refused.
     :raises BrokerRefused: any other AMQP error code.
     """
+    before = _cancellations()
     try:
         async with asyncio.timeout(within):
-            return await call
+            result = await call
     except asyncio.CancelledError as error:
         if really_cancelled():
             raise
         raise BrokerAway("the connection to RabbitMQ was lost") from error
-    except TimeoutError as error:
-        raise BrokerAway(f"RabbitMQ did not answer within {within:g} s") from error
-    except RelmsgError:
-        raise
     except Exception as error:
+        if _cancellations() > before:  # whoever tries again on our errors would never hear of it
+            raise asyncio.CancelledError from error
+        if isinstance(error, TimeoutError):
+            raise BrokerAway(f"RabbitMQ did not answer within {within:g} s") from error
+        if isinstance(error, RelmsgError):
+            raise
         raise translate(error) from error
+    if _cancellations() > before:
+        raise asyncio.CancelledError
+    return result
 
 
 async def close_quietly(channel: AbstractChannel) -> None:
@@ -74,8 +81,12 @@ def why_closed(closing: asyncio.Future[Any]) -> BaseException:
 
 def really_cancelled() -> bool:
     """Whether somebody asked this task to stop; False means that a CancelledError came out of the AMQP library."""
+    return _cancellations() > 0
+
+
+def _cancellations() -> int:
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return 0 if task is None else task.cancelling()
 
 
 def reply_code(error: BaseException | None) -> int | None:

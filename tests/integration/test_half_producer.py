@@ -532,3 +532,16 @@ async def test_without_a_checker_nobody_takes_checks(amqp_url, broker: Broker):
             assert early.is_checking
             assert await broker.consumers(queue) == 2
     assert await broker.consumers(queue) == 0
+
+
+@pytest.mark.parametrize("turns", [0, 3, 10, 20, 30, 40, 60])
+async def test_a_producer_may_be_left_while_it_begins_to_take_checks(amqp_url, turns: int):
+    """However far the declaring and subscribing has come when the block is left, the producer ends."""
+    async with asyncio.timeout(30), HalfProducer(amqp_url, group="hasty") as half:
+
+        @half.checker("order.placed")
+        async def check(_: object) -> Resolution:
+            return Resolution.UNKNOWN
+
+        for _ in range(turns):
+            await asyncio.sleep(0)

@@ -141,3 +141,46 @@ async def test_our_own_errors_pass_and_others_keep_their_cause():
     with pytest.raises(BrokerRefused, match="inequivalent arg") as refused:
         await answer(fail(theirs), within=5)
     assert refused.value.__cause__ is theirs
+
+
+@pytest.mark.parametrize("made_of_it", [amqp.ChannelInvalidStateError("closed"), TimeoutError(), None], ids=repr)
+async def test_a_cancellation_is_one_whatever_the_library_makes_of_it(made_of_it: Exception | None) -> None:
+    """Whoever was told to stop, and goes on or tries again after our errors, would do so for ever."""
+    waiting = asyncio.Event()
+
+    async def call() -> None:
+        waiting.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            if made_of_it is not None:
+                raise made_of_it from None
+
+    task = asyncio.create_task(answer(call(), within=60))
+    await waiting.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_who_cleans_up_after_a_cancellation_gets_answers_and_errors_as_ever() -> None:
+    """A cancellation that came before the request is not told twice."""
+    said: list[object] = []
+
+    async def refuse() -> None:
+        raise amqp.ChannelPreconditionFailed("no")
+
+    async def clean_up() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            said.append(await answer(asyncio.sleep(0, "closed"), within=60))
+            with pytest.raises(BrokerRefused):
+                await answer(refuse(), within=60)
+
+    task = asyncio.create_task(clean_up())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert said == ["closed"]
