@@ -204,7 +204,9 @@ async def test_a_group_that_is_away_parks_nothing(half, engine, amqp_url, broker
         return Resolution.COMMIT
 
     row = await becomes(engine, message.id, COMMITTED)
-    assert (row.checks, asked) == (1, [1])
+    # The next interval can end between the taking of the check and the word that it was received.
+    assert asked in ([1], [1, 2])
+    assert row.checks <= len(asked)
 
 
 async def test_a_check_that_kills_its_member_counts_and_is_not_repeated(
