@@ -39,7 +39,7 @@ bench-scale: $(BENCH)/.installed ## the rows of a million messages and more
 
 # The chain without the fast path: every frame goes through aiormq.
 ONLY_BULK := cannot_be_read_cost_one_message # aiormq itself gives the connection up (reliability B1)
-PLAIN_TESTS := tests/chaos $(addprefix tests/integration/test_,relay.py inbox.py consumer.py errors_verbs.py publisher.py)
+PLAIN_TESTS := tests/chaos/test_relay_killed.py $(addprefix tests/integration/test_,relay.py inbox.py consumer.py errors_verbs.py publisher.py)
 
 plain: $(STAMP) ## run the chain's tests with bulk frames switched off
 	@RELMSG_BULK=off $(LOCAL) run -- $(BIN)/python -m pytest -q $(PLAIN_TESTS) -k 'not $(ONLY_BULK)' $(ARGS)
