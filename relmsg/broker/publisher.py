@@ -10,7 +10,8 @@ from typing import Self
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import MAX_BODY_BYTES, seal
-from relmsg.broker.receipt import Confirmed, Nacked, Receipt
+from relmsg.broker.receipt import Confirmed, Receipt
+from relmsg.broker.resending import publish_again_if_nacked
 from relmsg.broker.wire import publication
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import UsageError
@@ -96,17 +97,6 @@ class Publisher:
         publishes = [
             publication(seal(message, source=self._source, max_body_bytes=self._max_body_bytes)) for message in messages
         ]
-        receipts = await self._channel.publish(publishes)
-        attempt, began = 1, self._clock.monotonic()
-        while refused := [position for position, receipt in enumerate(receipts) if isinstance(receipt, Nacked)]:
-            nacked = receipts[refused[0]]
-            assert isinstance(nacked, Nacked)
-            wait = self._retry.delay(attempt, nacked, self._clock.monotonic() - began, self._chance)
-            if wait is None:
-                break
-            await self._clock.sleep(wait)
-            again = await self._channel.publish([publishes[position] for position in refused])
-            for position, receipt in zip(refused, again, strict=True):
-                receipts[position] = receipt
-            attempt += 1
-        return receipts
+        return await publish_again_if_nacked(
+            self._channel, publishes, retry=self._retry, clock=self._clock, chance=self._chance
+        )

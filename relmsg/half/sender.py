@@ -8,7 +8,8 @@ from uuid import UUID
 
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.envelope import Envelope
-from relmsg.broker.receipt import Nacked, Receipt
+from relmsg.broker.receipt import Receipt
+from relmsg.broker.resending import publish_again_if_nacked
 from relmsg.broker.wire import Publication, publication
 from relmsg.clock import Clock
 from relmsg.half.protocol import COORDINATOR, GROUP, HALF_ID, VERB, Verb
@@ -48,16 +49,10 @@ class Sender:
 
         :raises BrokerAway: there is no connection; nothing was sent.
         """
-        attempt, began = 1, self._clock.monotonic()
-        while True:
-            (receipt,) = await self._channel.publish([publish])
-            if not isinstance(receipt, Nacked):
-                return receipt
-            wait = self._retry.delay(attempt, receipt, self._clock.monotonic() - began, self._chance)
-            if wait is None:
-                return receipt
-            await self._clock.sleep(wait)
-            attempt += 1
+        (receipt,) = await publish_again_if_nacked(
+            self._channel, [publish], retry=self._retry, clock=self._clock, chance=self._chance
+        )
+        return receipt
 
     async def say(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from relmsg.half.state import HalfState
 from relmsg.schema import tables
 from relmsg.settings import Settings
 from relmsg.testing import eventually
+from tests.support.running import running_inside
 
 HALF = tables().half_message
 OUTBOX = tables().outbox_message
@@ -27,16 +27,8 @@ async def coordinating(
 ) -> AsyncIterator[Coordinator]:
     """Run a coordinator until the block is left; its own failure fails the test."""
     settings = Settings(database_url=database_url, amqp_url=amqp_url, probes="", **given)
-    coordinator, stop = Coordinator(settings, scan_every=scan_every), asyncio.Event()
-    task = asyncio.create_task(coordinator.run(stop))
-    started = asyncio.create_task(coordinator.started.wait())
-    try:
-        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
-        yield coordinator
-    finally:
-        started.cancel()
-        stop.set()
-        await task
+    async with running_inside(Coordinator(settings, scan_every=scan_every)) as part:
+        yield part
 
 
 async def half_row(engine: AsyncEngine, half_id: UUID) -> Row[Any] | None:

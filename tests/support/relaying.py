@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from relmsg.outbox.relay import Relay
 from relmsg.schema import tables
 from relmsg.settings import Settings
 from relmsg.testing import eventually
+from tests.support.running import running_inside
 
 
 @asynccontextmanager
@@ -22,16 +22,8 @@ async def relaying(
 ) -> AsyncIterator[Relay]:
     """Run a relay until the block is left; its own failure fails the test."""
     settings = Settings(database_url=database_url, amqp_url=amqp_url, probes="", **given)
-    relay, stop = Relay(settings, stall_seconds=stall_seconds), asyncio.Event()
-    task = asyncio.create_task(relay.run(stop))
-    started = asyncio.create_task(relay.started.wait())
-    try:
-        await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
-        yield relay
-    finally:
-        started.cancel()
-        stop.set()
-        await task
+    async with running_inside(Relay(settings, stall_seconds=stall_seconds)) as part:
+        yield part
 
 
 async def waiting(engine: AsyncEngine, *, parked: bool = False) -> int:
