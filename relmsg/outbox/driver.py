@@ -18,7 +18,8 @@ from relmsg.outage import Outage
 
 PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
 PLANNED_ONCE = (
-    "SET plan_cache_mode = force_generic_plan; SET jit = off; SET enable_seqscan = off; SET enable_bitmapscan = off"
+    "SET plan_cache_mode = force_generic_plan; SET jit = off; "
+    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off"
 )
 
 

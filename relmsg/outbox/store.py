@@ -31,9 +31,10 @@ COLUMNS = f"""o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routin
 # database, so that a million held rows costs scans and no transfer; ``high`` bounds the scan where that could be many.
 # The running sum of sizes bounds memory; the first row always comes through.
 #
-# Here and below, rows are compared as pairs and ordered by both. ``slot = … ORDER BY id`` can be had from the primary
-# key as well, by stepping over the rows of all other slots, and where one slot had nearly all rows the planner chose
-# that. (That a key is not null, as the index on keys demands, it does not conclude from a comparison of pairs.)
+# Here and below, ``slot = ANY (ARRAY[x])`` is more than ``slot = x``. With that the planner knows the slot to be one,
+# takes ``ORDER BY slot, id`` for ``ORDER BY id``, and may have the rows from the primary key, by stepping over those of
+# all other slots; where one slot had nearly all rows it did. Comparing pairs, ``(slot, id) <= (x, high)``, would not let
+# it either, but an index scan does not end at such a ``high``: it goes on to the end of the slot (0049).
 READ = """
 SELECT * FROM (
     SELECT m.*, sum(octet_length(m.body)) OVER (ORDER BY m.id) - octet_length(m.body) AS bytes_before
@@ -41,7 +42,7 @@ SELECT * FROM (
      CROSS JOIN LATERAL (
            SELECT {columns}
              FROM {outbox_message} AS o
-            WHERE (o.slot, o.id) > (s.slot, s.low) AND (o.slot, o.id) <= (s.slot, s.high)
+            WHERE o.slot = ANY (ARRAY[s.slot]) AND o.id > s.low AND o.id <= s.high
               AND o.parked_at IS NULL {unless}
             ORDER BY o.slot, o.id
             LIMIT s.room) AS m) AS page
@@ -57,8 +58,7 @@ SELECT * FROM (
      CROSS JOIN LATERAL (
            SELECT {columns}
              FROM {outbox_message} AS o
-            WHERE (o.ordering_key, o.id) > (s.ordering_key, s.low)
-              AND (o.ordering_key, o.id) <= (s.ordering_key, 9223372036854775807)
+            WHERE o.ordering_key = ANY (ARRAY[s.ordering_key]) AND o.id > s.low
               AND o.ordering_key IS NOT NULL AND o.parked_at IS NULL {unless}
             ORDER BY o.ordering_key, o.id
             LIMIT s.room) AS m) AS page
@@ -73,7 +73,7 @@ SELECT m.*
  CROSS JOIN LATERAL (
        SELECT {columns}
          FROM {outbox_message} AS o
-        WHERE (o.ordering_key, o.id) > (s.ordering_key, s.low) AND (o.ordering_key, o.id) < (s.ordering_key, s.high)
+        WHERE o.ordering_key = ANY (ARRAY[s.ordering_key]) AND o.id > s.low AND o.id < s.high
           AND o.ordering_key IS NOT NULL AND o.parked_at IS NULL {unless}
         ORDER BY o.ordering_key, o.id
         LIMIT $4) AS m
@@ -108,8 +108,7 @@ SELECT s.slot, t.id
   FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, top)
  CROSS JOIN LATERAL (
        SELECT o.id FROM {outbox_message} AS o
-        WHERE (o.slot, o.id) > (s.slot, s.top) AND (o.slot, o.id) <= (s.slot, 9223372036854775807)
-          AND o.parked_at IS NULL
+        WHERE o.slot = ANY (ARRAY[s.slot]) AND o.id > s.top AND o.parked_at IS NULL
         ORDER BY o.slot DESC, o.id DESC
         LIMIT 1) AS t
 """
@@ -134,8 +133,7 @@ SELECT coalesce(extract(epoch FROM clock_timestamp() - min({created_at})), 0)::f
   FROM unnest($1::smallint[]) AS s(slot)
  CROSS JOIN LATERAL (
        SELECT o.created_at FROM {outbox_message} AS o
-        WHERE (o.slot, o.id) > (s.slot, 0) AND (o.slot, o.id) <= (s.slot, 9223372036854775807)
-          AND o.parked_at IS NULL
+        WHERE o.slot = ANY (ARRAY[s.slot]) AND o.parked_at IS NULL
         ORDER BY o.slot, o.id
         LIMIT 1) AS f
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +13,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from relmsg import Message, Outbox
+from relmsg.outbox.driver import PLANNED_ONCE, Driver
+from relmsg.outbox.hot import HotKey
+from relmsg.outbox.positions import Range
 from relmsg.outbox.relay import Relay
+from relmsg.outbox.store import OutboxStore
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 from tests.support.relaying import emptied, relaying, waiting
@@ -31,6 +36,13 @@ async def fill(engine: AsyncEngine, count: int, *, exchange: str = "", key: str 
                 f"FROM generate_series(1, {count}) i"
             )
         )
+
+
+async def vacuumed(engine: AsyncEngine) -> None:
+    """Give the outbox its statistics."""
+    async with engine.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await connection.execute(text("VACUUM ANALYZE relmsg.outbox_message"))
 
 
 async def scanned(engine: AsyncEngine) -> int:
@@ -139,9 +151,7 @@ async def test_a_slot_with_nearly_all_rows_is_not_read_by_the_others(
     stepping over that one's rows in the primary key."""
     await broker.queue("q")
     await fill(engine, 40_000, key="'hot'")
-    async with engine.connect() as connection:
-        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
-        await autocommit.execute(text("VACUUM ANALYZE relmsg.outbox_message"))
+    await vacuumed(engine)
     async with relaying(database_url, amqp_url):
         await fill(engine, 1000, key="'cold ' || i")
 
@@ -157,6 +167,48 @@ async def test_a_slot_with_nearly_all_rows_is_not_read_by_the_others(
             text("SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'outbox_message_pkey'")
         )
     assert stepped_over < 2 * 41_000  # what was deleted; not 40,000 for each slot at each read
+
+
+class Explained(Driver):
+    """Notes how many pages each statement looked at, and that it did not step through the primary key."""
+
+    async def fetch(self, sql: str, *args: object) -> Sequence[Any]:
+        (plan,) = (await super().fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {sql}", *args))[0][0]
+        self.pages = plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"]
+        assert "outbox_message_pkey" not in str(plan)
+        return await super().fetch(sql, *args)
+
+
+@pytest.mark.parametrize("analysed", [False, True])
+async def test_a_read_looks_at_what_it_may_bring_and_nothing_more(analysed: bool, engine: AsyncEngine) -> None:
+    """Whatever the statistics say, a read of two hundred ids is not paid for the forty thousand that follow them."""
+    await fill(engine, 40_000, key="'hot'")
+    async with engine.connect() as connection:
+        found = await connection.execute(text("SELECT min(slot), min(id) + 1000 FROM relmsg.outbox_message"))
+        slot, low = found.one()
+    if analysed:
+        await vacuumed(engine)
+    reader = Explained(engine, planning=PLANNED_ONCE)
+    store = OutboxStore(reader, reader, reader, schema="relmsg")
+    try:
+        assert len(await store.read([Range(slot, low, 50, low + 200)], (), (), ())) == 50
+        assert reader.pages < 20
+        known = list(range(low, low + 201))
+        assert await store.read([Range(slot, low, 50, low + 200)], known, (), ()) == []
+        assert reader.pages < 20
+        hot = HotKey("hot", slot, low + 39_990 - 1000)
+        assert len(await store.refill([(hot, 5)], ())) == 5
+        assert reader.pages < 20
+        assert await store.overlooked([("hot", low, low + 201)], known, (), most=16) == []
+        assert reader.pages < 20
+        assert await store.tops([(slot, low + 38_900)]) == [(slot, low + 38_999)]
+        assert reader.pages < 20
+        assert await store.tops([(slot, low + 38_999)]) == []
+        assert reader.pages < 20
+        assert await store.oldest([slot])
+        assert reader.pages < 20
+    finally:
+        await reader.close()
 
 
 async def test_a_backlog_that_is_older_than_the_relay_needs_no_look_back(
