@@ -14,10 +14,14 @@ from relmsg.outbox.row import Row
 from relmsg.outbox.store import OutboxStore
 
 RETRY_SECONDS = 0.5
+FEW, FEW_SECONDS = 100, 0.01
 
 
 class Deletes:
     """Removes confirmed rows from the table, all that have gathered in one statement, one statement at a time.
+
+    A commit costs the server as much for one row as for many, so FEW rows are not deleted within FEW_SECONDS of the
+    deletes before them: the rows of a hot key are confirmed one by one.
 
     Holds: a row is deleted only after its confirm, and known to ``pending`` until its delete is committed. The row of a
     slot that is given up is deleted before. Nothing waits for a delete, except that no more is sent while
@@ -45,9 +49,13 @@ class Deletes:
 
     async def keep_deleting(self) -> None:
         """Delete what gathers, until cancelled; a database that is away is waited for."""
+        rested_at = 0.0
         while True:
             await self._some.wait()
+            if len(self._gathered) < FEW and (rest := rested_at - self._clock.monotonic()) > 0:
+                await self._clock.sleep(rest)
             self._some.clear()
+            rested_at = self._clock.monotonic() + FEW_SECONDS
             ids, self._gathered = self._gathered, []
             reach("relay.before_delete")
             while True:

@@ -34,6 +34,11 @@ class HotKeys:
         """The hot key of this name."""
         return self._keys.get(key)
 
+    @property
+    def slots(self) -> frozenset[int]:
+        """The slots that have any."""
+        return frozenset(slot for slot, count in self._in_slot.items() if count)
+
     def crowded(self, slot: int) -> bool:
         """Whether a slot has as many hot keys as it may."""
         return self._in_slot[slot] >= HOT_PER_SLOT

@@ -8,18 +8,20 @@ from __future__ import annotations
 CHEAP_SECONDS = 0.002  # what costs less than this is done as often as asked for
 PIECE_SECONDS = 0.02
 SHARE = 0.1
-FIRST_SPAN = 2**17
-LEAST_SPAN, MOST_SPAN = 2**12, 2**40
+FIRST_SPAN = 2**16
+LEAST_SPAN, MOST_SPAN = 2**12, 2**19  # a piece that meets the most dead or left-out rows after none takes half a second
 
 
 class Pace:
     """The pace of one kind of work.
 
-    Holds: pieces take about PIECE_SECONDS, and all of them together at most ``share`` of the time, cheap ones excepted.
+    Holds: pieces take about ``piece`` seconds, and all of them together at most ``share`` of the time, cheap ones
+    excepted.
     """
 
-    def __init__(self, share: float = SHARE) -> None:
+    def __init__(self, share: float = SHARE, piece: float = PIECE_SECONDS) -> None:
         self._share = share
+        self._piece = piece
         self.span = FIRST_SPAN  # ids a piece may cover
         self._next = 0.0
 
@@ -29,8 +31,8 @@ class Pace:
 
     def spent(self, seconds: float, now: float) -> None:
         """A piece has taken so long, and ended now."""
-        if seconds > PIECE_SECONDS:
-            self.span = max(LEAST_SPAN, self.span // 2)
-        elif seconds < PIECE_SECONDS / 4:
+        if seconds > self._piece:
+            self.span = max(LEAST_SPAN, int(self.span * self._piece / seconds))
+        elif seconds < self._piece / 2:
             self.span = min(MOST_SPAN, self.span * 2)
         self._next = now + (seconds * (1 / self._share - 1) if seconds > CHEAP_SECONDS else 0.0)

@@ -65,7 +65,7 @@ class Pending:
         return known
 
     @property
-    def hot(self) -> Iterable[HotKey]:
+    def hot(self) -> HotKeys:
         """The keys whose rows behind ``tail`` no other read should bring."""
         return self._hot
 

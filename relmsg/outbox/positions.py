@@ -10,7 +10,8 @@ what was sent a cost of every read (D9). So there are three ways to read:
   wrote. In a backlog ``low`` is ahead of the frontier, and there is nothing to look back at;
 - the *sweep* of everything up to the frontier, once a minute, for those.
 
-Look-back and sweep go piece by piece, each piece bounded in ids.
+Look-back and sweep go piece by piece, each piece bounded in ids, and so do forward reads that leave rows out. What is
+below the *bottom* of a slot, where its first row was when last looked, may be any number of ids: it costs nothing.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ class Round:
     left: dict[int, tuple[int, int]]
     began: int
     lows: Mapping[int, int] = field(default_factory=dict)
+    bottoms: Mapping[int, int] = field(default_factory=dict)
 
     def ranges(self, room: Callable[[int], int], span: int) -> list[Range]:
-        """The next piece: of each slot that has room, ``span`` ids."""
+        """The next piece: of each slot that has room, ``span`` ids above its bottom."""
         return [
-            Range(slot, low, rows, min(low + span, high))
+            Range(slot, low, rows, min(max(low, self.bottoms.get(slot, low)) + span, high))
             for slot, (low, high) in self.left.items()
             if (rows := room(slot)) > 0
         ]
@@ -74,6 +76,7 @@ class Positions:
         self._frontier: dict[int, int] = {}
         self._low: dict[int, int] = {}
         self._top: dict[int, int] = {}
+        self._bottom: dict[int, int] = {}
         self._marks: deque[tuple[float, dict[int, int]]] = deque()
         self._look_back: Round | None = None
         self._sweep: Round | None = None
@@ -83,12 +86,13 @@ class Positions:
         """Slots that are new here are read from their beginning."""
         for slot in slots:
             self._frontier[slot] = self._low[slot] = self._top[slot] = 0
+            self._bottom.pop(slot, None)
             self.epoch += 1
 
     def lose(self, slots: Iterable[int]) -> None:
         """Slots that are no longer ours are not read."""
         for slot in slots:
-            for known in (self._frontier, self._low, self._top):
+            for known in (self._frontier, self._low, self._top, self._bottom):
                 known.pop(slot, None)
             for each in (self._look_back, self._sweep):
                 if each is not None:
@@ -101,9 +105,20 @@ class Positions:
         """Read every slot from its beginning again, in order; what is in memory has to be left out by the read."""
         self._frontier = dict.fromkeys(self._frontier, 0)
         self._look_back = self._sweep = None
+        self._bottom.clear()
         self.epoch += 1
 
-    # -- where the ids end ---------------------------------------------------------------------------------------------
+    # -- where the ids begin and end -----------------------------------------------------------------------------------
+
+    @property
+    def bottomless(self) -> list[int]:
+        """The slots that have rows, and of which it is not known where their ids begin."""
+        return [slot for slot, top in self._top.items() if top and slot not in self._bottom]
+
+    def begin(self, slots: Iterable[int], found: Iterable[tuple[int, int]]) -> None:
+        """Take note where the ids of these slots begin; those that were not found have no rows any more."""
+        self._bottom.update((slot, self._top[slot]) for slot in slots if slot in self._top)
+        self._bottom.update((slot, bottom) for slot, bottom in found if slot in self._top)
 
     def mark_due(self, now: float) -> bool:
         """Whether it is time to ask where the ids of each slot end."""
@@ -124,19 +139,22 @@ class Positions:
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
-    def forward(self, room: Callable[[int], int], span: int | None) -> list[Range]:
+    def forward(self, room: Callable[[int], int], span: int | None = None) -> list[Range]:
         """What to read next, for the slots that have room.
 
-        ``span`` bounds the ids of a read that leaves out rows, and might step over millions. Above the known end of a
-        slot's ids there is no bound: the frontier must not pass ids that do not exist yet.
+        ``span`` bounds the ids of a read that leaves out rows, and might step over millions: so many above the slot's
+        bottom. Above the known end of a slot's ids there is no bound: the frontier must not pass ids that do not exist
+        yet.
         """
         return [
-            Range(
-                slot, low, rows, NO_END if span is None or low >= self._top[slot] else min(low + span, self._top[slot])
-            )
+            Range(slot, low, rows, NO_END if span is None else self._end(slot, low, span))
             for slot, low in self._frontier.items()
             if (rows := room(slot)) > 0
         ]
+
+    def _end(self, slot: int, low: int, span: int) -> int:
+        top = self._top[slot]
+        return NO_END if low >= top else min(max(low, self._bottom.get(slot, low)) + span, top)
 
     def seen(self, ranges: Sequence[Range], read: Iterable[tuple[int, int]], *, cut: bool) -> bool:
         """Take note of a read: ``read`` are its (slot, id) pairs; ``cut``: not all that was there came back.
@@ -149,6 +167,10 @@ class Positions:
                 self._frontier[each.slot] = reached
                 more |= not ended or each.high != NO_END
         return more
+
+    def behind(self, slot: int) -> bool:
+        """Whether a slot has not been read to the known end of its ids."""
+        return self._frontier[slot] < self._top[slot]
 
     def open(self, slot: int) -> bool:
         """Whether rows may still become visible behind the frontier, by transactions younger than the window."""
@@ -167,7 +189,7 @@ class Positions:
                 self._marks.popleft()
             lows = self._marks[0][1] if self._marks and now - self._marks[0][0] >= WINDOW_SECONDS else {}
             left = {slot: (self._low[slot], high) for slot, high in self._frontier.items() if self._low[slot] < high}
-            self._look_back = Round(left, read, lows)
+            self._look_back = Round(left, read, lows, self._bottom)
         return self._look_back
 
     def looked_back(self) -> int:
@@ -188,7 +210,9 @@ class Positions:
             self._swept_at = now
         if self._sweep is None and now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
-            self._sweep = Round({slot: (0, high) for slot, high in self._frontier.items() if high}, 0)
+            self._bottom.clear()
+            left = {slot: (0, high) for slot, high in self._frontier.items() if high}
+            self._sweep = Round(left, 0, bottoms=self._bottom)
         if self._sweep is not None and not self._sweep.left:
             self._sweep = None
         return self._sweep

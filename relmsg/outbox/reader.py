@@ -23,6 +23,8 @@ READ_AHEAD = 8  # batches held in memory at most
 LEAST_PER_SLOT = 16
 MOST_OVERLOOKED = 16  # rows of one key
 LATE_SECONDS = 0.05
+STEP_SECONDS = 0.04  # less than it takes to send the batches that are in memory when a read begins
+ROW_SECONDS = 10e-6  # what one row costs that is read; the rest of a read's time went by over those it left out
 CLOCK_STEP = timedelta(seconds=1)  # how far the database's clock may be set back without harm to this
 
 Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
@@ -32,8 +34,8 @@ class Reader:
     """Keeps the rows in memory filled up from the slots that may be read.
 
     Memory is bound: READ_AHEAD batches in all, each slot its share of them (LEAST_PER_SLOT rows, where that is more), a
-    key half of that, and as much again for hot keys and for rows that were committed late. No read is begun above
-    MOST_BYTES, and none brings more than that.
+    key half of that, and as much again for hot keys and for rows that were committed late. Slots that are stepped
+    through get half of what is free besides. No read is begun above MOST_BYTES, and none brings more than that.
 
     A row that was committed late is found by the next look-back. While that takes less than 2 ms it is made at the next
     poll, or LATE_SECONDS after the last one where each poll finds new rows; otherwise it takes a tenth of the time, so
@@ -65,7 +67,8 @@ class Reader:
         self._capacity = READ_AHEAD * batch
         self._enough = 2 * batch
         self._max_body_bytes = max_body_bytes
-        self._forward_pace, self._back_pace, self._sweep_pace = Pace(), Pace(), Pace()
+        self._forward_pace = Pace(share=1.0, piece=STEP_SECONDS)
+        self._back_pace, self._sweep_pace = Pace(), Pace()
         self._check_pace = Pace(share=0.5)
         self._looked_back_at = 0.0
         self._number = 0
@@ -128,8 +131,19 @@ class Reader:
     # -- three ways to read, and a fourth for hot keys -----------------------------------------------------------------
 
     async def _forward(self) -> bool:
-        leaves_out = len(self._holds) > 0 or bool(self._pending.hot)
-        ranges = self._positions.forward(self._room, self._forward_pace.span if leaves_out else None)
+        """Where many rows may be left out, a piece; elsewhere, and first, all there is room for."""
+        leaving_out = self.slots if self._holds else self._pending.hot.slots
+        stepping = {slot for slot in leaving_out if self._positions.behind(slot)}
+        more = await self._read_on(self._positions.forward(lambda slot: self._room(slot) * (slot not in stepping)))
+        if stepping:
+            await self._find_bottoms()
+            pace = self._forward_pace
+            spare = max(0, self._capacity - len(self._pending)) // (2 * len(stepping))
+            pieces = self._positions.forward(lambda slot: self._room(slot, spare) * (slot in stepping), pace.span)
+            more |= await self._read_on(pieces, pace)
+        return more
+
+    async def _read_on(self, ranges: Sequence[Range], pace: Pace | None = None) -> bool:
         if not ranges:
             return False
         proven = {each.slot for each in ranges if not self._positions.open(each.slot)}
@@ -138,9 +152,9 @@ class Reader:
             records = await self._fetch(ranges)
         if records is None:
             return True
-        if leaves_out:
+        if pace is not None:
             now = self._clock.monotonic()
-            self._forward_pace.spent(now - began, now)
+            pace.spent(now - began - ROW_SECONDS * len(records), now)
         more = self._positions.seen(ranges, _places(records), cut=_cut(records))
         await self._admit(records, proven)
         return more
@@ -207,6 +221,7 @@ class Reader:
         return round_ is not None and self._sweep_pace.due(now) and await self._piece(round_, self._sweep_pace)
 
     async def _piece(self, round_: Round, pace: Pace) -> bool:
+        await self._find_bottoms()
         ranges = round_.ranges(self._late_room, pace.span)
         if not ranges or self._pending.bytes >= 2 * MOST_BYTES:
             return False
@@ -223,12 +238,16 @@ class Reader:
 
     # -- what all of them share ----------------------------------------------------------------------------------------
 
-    def _room(self, slot: int) -> int:
-        return 0 if self._pending.crowded(slot) else self._share - self._pending.in_slot(slot)
+    def _room(self, slot: int, spare: int = 0) -> int:
+        return 0 if self._pending.crowded(slot) else self._share + spare - self._pending.in_slot(slot)
 
     def _late_room(self, slot: int) -> int:
         """For what does not come forward: a slot that is full of other rows must not keep it out."""
         return 2 * self._share - self._pending.in_slot(slot)
+
+    async def _find_bottoms(self) -> None:
+        if slots := self._positions.bottomless:
+            self._positions.begin(slots, await self._store.bottoms(slots))
 
     async def _fetch(self, ranges: Sequence[Range]) -> Sequence[Any] | None:
         """The records; None when the read was told something that is no longer true: then nothing was read."""

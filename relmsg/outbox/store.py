@@ -33,8 +33,8 @@ COLUMNS = f"""o.id, o.slot, o.message_id, o.type, o.source, o.exchange, o.routin
 #
 # Here and below, ``slot = ANY (ARRAY[x])`` is more than ``slot = x``. With that the planner knows the slot to be one,
 # takes ``ORDER BY slot, id`` for ``ORDER BY id``, and may have the rows from the primary key, by stepping over those of
-# all other slots; where one slot had nearly all rows it did. Comparing pairs, ``(slot, id) <= (x, high)``, would not let
-# it either, but an index scan does not end at such a ``high``: it goes on to the end of the slot (0049).
+# all other slots; where one slot had nearly all rows it did. Comparing pairs, ``(slot, id) <= (x, high)``, would not
+# let it either, but an index scan does not end at such a ``high``: it goes on to the end of the slot (0049).
 READ = """
 SELECT * FROM (
     SELECT m.*, sum(octet_length(m.body)) OVER (ORDER BY m.id) - octet_length(m.body) AS bytes_before
@@ -83,11 +83,13 @@ SELECT m.*
 # unless known: the rows in memory. NOT IN of a subquery is hashed on every version; ``<> ALL`` only since 15.
 UNLESS_KNOWN = "AND o.id NOT IN (SELECT unnest({known}::bigint[]))"
 
-# unless hot: the rows of a hot key behind its tail are read by refill.
+# unless hot: the rows of a hot key behind its tail are read by refill. Few of them are before the last of all tails;
+# that is asked first, and spares the others, which may be millions, the look at the tail of their own key.
 UNLESS_HOT = """
               AND (o.ordering_key IS NULL OR o.ordering_key NOT IN (SELECT unnest({keys}::text[]))
-                   OR o.id <= (SELECT h.tail FROM unnest({keys}::text[], {tails}::bigint[]) AS h(ordering_key, tail)
-                                WHERE h.ordering_key = o.ordering_key))"""
+                   OR o.id <= {last} AND o.id <=
+                      (SELECT h.tail FROM unnest({keys}::text[], {tails}::bigint[]) AS h(ordering_key, tail)
+                        WHERE h.ordering_key = o.ordering_key))"""
 
 # held: whether a row is for a destination that waits. IN of a subquery is hashed: a thousand holds cost as one.
 HELD = """({row}.exchange = ANY ({exchanges}::text[])
@@ -102,16 +104,17 @@ UNLESS_HELD = """
                       SELECT FROM {outbox_message} AS e
                        WHERE e.ordering_key = o.ordering_key AND e.id < o.id AND e.parked_at IS NULL AND {e_held})))"""
 
-# tops: where the ids of each slot end, for those that go on beyond what was known.
+# tops and bottoms: the last and the first id of each slot above the one given, for those that have any.
 TOPS = """
 SELECT s.slot, t.id
-  FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, top)
+  FROM unnest($1::smallint[], $2::bigint[]) AS s(slot, low)
  CROSS JOIN LATERAL (
        SELECT o.id FROM {outbox_message} AS o
-        WHERE o.slot = ANY (ARRAY[s.slot]) AND o.id > s.top AND o.parked_at IS NULL
+        WHERE o.slot = ANY (ARRAY[s.slot]) AND o.id > s.low AND o.parked_at IS NULL
         ORDER BY o.slot DESC, o.id DESC
         LIMIT 1) AS t
 """
+BOTTOMS = TOPS.replace(" DESC", "")
 
 # delete: what this relay saw confirmed is in the broker, whoever owns the slot by now.
 DELETE = "DELETE FROM {outbox_message} WHERE id = ANY ($1::bigint[])"
@@ -155,7 +158,7 @@ class OutboxStore:
         self._writer = writer
         self._measurer = measurer
         self._names = {"outbox_message": quoted(schema, "outbox_message")}
-        self._tops = TOPS.format(**self._names)
+        self._tops, self._bottoms = TOPS.format(**self._names), BOTTOMS.format(**self._names)
         self._delete = DELETE.format(**self._names)
         self._park = PARK.format(**self._names)
         self._note = NOTE.format(**self._names)
@@ -214,7 +217,8 @@ class OutboxStore:
         if known:
             text += UNLESS_KNOWN.format(known=arg(known))
         if hot:
-            text += UNLESS_HOT.format(keys=arg([each.key for each in hot]), tails=arg([each.tail for each in hot]))
+            tails = [each.tail for each in hot]
+            text += UNLESS_HOT.format(keys=arg([each.key for each in hot]), tails=arg(tails), last=arg(max(tails)))
         if holds:
             pairs = [hold.destination for hold in holds if hold.destination.routing_key is not None]
             held = {
@@ -238,6 +242,11 @@ class OutboxStore:
     async def tops(self, known: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where the ids of these slots end, for those that have rows above the ids given."""
         found = await self._reader.fetch(self._tops, [slot for slot, _ in known], [top for _, top in known])
+        return [(record["slot"], record["id"]) for record in found]
+
+    async def bottoms(self, slots: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the ids of these slots begin, for those that have rows."""
+        found = await self._reader.fetch(self._bottoms, slots, [0] * len(slots))
         return [(record["slot"], record["id"]) for record in found]
 
     async def delete(self, ids: Iterable[int]) -> None:

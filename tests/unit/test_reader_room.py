@@ -12,7 +12,7 @@ from relmsg.outbox.holds import Holds
 from relmsg.outbox.hot import HOT_PER_SLOT, HotKey
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pending import Pending
-from relmsg.outbox.positions import Positions
+from relmsg.outbox.positions import NO_END, Positions, Range
 from relmsg.outbox.reader import READ_AHEAD, Reader
 from relmsg.outbox.row import Destination, Row
 
@@ -25,6 +25,7 @@ class NothingMore:
     def __init__(self) -> None:
         self.refills: list[Sequence[tuple[HotKey, int]]] = []
         self.reads = 0
+        self.ranges: list[Sequence[Range]] = []
 
     async def now(self) -> datetime:
         return datetime(2026, 1, 1, tzinfo=UTC)
@@ -32,8 +33,12 @@ class NothingMore:
     async def tops(self, _: Any) -> list[tuple[int, int]]:
         return []
 
-    async def read(self, *_: Any) -> list[Any]:
+    async def bottoms(self, _: Any) -> list[tuple[int, int]]:
+        return []
+
+    async def read(self, ranges: Sequence[Range], *_: Any) -> list[Any]:
         self.reads += 1
+        self.ranges.append(ranges)
         return []
 
     async def refill(self, wanted: Sequence[tuple[HotKey, int]], _: Any) -> list[Any]:
@@ -75,7 +80,7 @@ async def test_under_constant_traffic_late_rows_wait_fifty_milliseconds_at_most(
     store, clock, positions = NothingMore(), Standing(), Positions()
     reader = reader_of(store, Pending(), positions, clock)
     reader.follow(frozenset([0]))
-    positions.seen(positions.forward(lambda _: 1, None), [(0, 7)], cut=False)
+    positions.seen(positions.forward(lambda _: 1), [(0, 7)], cut=False)
     looked = []
     for clock.now in (100.0, 100.02, 100.049, 100.051, 100.06, 100.102):
         await reader.read_late(busy=True)
@@ -83,6 +88,37 @@ async def test_under_constant_traffic_late_rows_wait_fifty_milliseconds_at_most(
     assert looked == [1, 1, 1, 2, 2, 3]
     await reader.read_late()
     assert store.reads == 4
+
+
+def heated(pending: Pending, key: str, first: int, slot: int = 0) -> None:
+    """One row more of a key than its lane takes."""
+    for place in range(ROOM // 2 + 1):
+        publish = Publication(str(place), "", "q", b"", b"")
+        pending.admit(Row(first + place, slot, key, Destination("", "q"), publish))
+
+
+async def test_the_slot_of_a_hot_key_is_stepped_through_beside_the_others() -> None:
+    """What lies behind a million rows of one key costs the other slots nothing: they are read first, whole, and without
+    it; then comes a piece of its slot, with room for what is found at last. At its end it is a slot like any other."""
+    pending, store, positions = Pending(), NothingMore(), Positions()
+    reader = reader_of(store, pending, positions)
+    reader.follow(frozenset(range(64)))
+    positions.mark([(0, 1_000_000)], 0.0)
+    heated(pending, "hot", 1)
+
+    await reader.read()
+
+    others, (piece,) = store.ranges
+    assert [each.slot for each in others] == list(range(1, 64))
+    assert {each.high for each in others} == {NO_END}
+    assert (piece.slot, piece.high) == (0, 1_000_000), "no row was found below that"
+    assert piece.room > 10 * ROOM
+    store.ranges.clear()
+
+    await reader.read()
+
+    (together,) = store.ranges
+    assert len(together) == 64
 
 
 async def test_hot_keys_of_a_slot_share_its_room() -> None:
@@ -93,9 +129,7 @@ async def test_hot_keys_of_a_slot_share_its_room() -> None:
     assert READ_AHEAD * 500 // 64 == ROOM
     reader.follow(frozenset(range(64)))
     for key in range(HOT_PER_SLOT):
-        for place in range(ROOM // 2 + 1):
-            publish = Publication(str(place), "", "q", b"", b"")
-            pending.admit(Row(1000 * key + place + 1, 0, f"key {key}", Destination("", "q"), publish))
+        heated(pending, f"key {key}", 1000 * key + 1)
     for _ in range(ROOM // 2 - 2):
         for row in pending.take(HOT_PER_SLOT, unless=lambda _: False):
             pending.done(row)

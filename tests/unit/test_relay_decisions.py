@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.outbox.consequence import Consequence, consequence
 from relmsg.outbox.holds import MOST_HOLDS, Holds
-from relmsg.outbox.pace import Pace
+from relmsg.outbox.pace import LEAST_SPAN, Pace
 from relmsg.outbox.positions import NO_END, SWEEP_SECONDS, WINDOW_SECONDS, Positions, Range, Round
 from relmsg.outbox.row import Destination
 from tests.unit.test_pending import row
@@ -73,10 +73,10 @@ def test_the_first_reads_of_a_slot_begin_at_its_beginning() -> None:
     """A slot that is new here is read from id 0, page by page, and nothing is read twice."""
     positions = Positions()
     positions.own([3])
-    ranges = positions.forward(lambda _: 2, None)
+    ranges = positions.forward(lambda _: 2)
     assert ranges == [Range(3, 0, 2)]
     assert positions.seen(ranges, [(3, 10), (3, 11)], cut=False)
-    ranges = positions.forward(lambda _: 2, None)
+    ranges = positions.forward(lambda _: 2)
     assert ranges == [Range(3, 11, 2)]
     assert not positions.seen(ranges, [], cut=False)
 
@@ -86,7 +86,7 @@ def test_whether_there_may_be_more_is_told_by_the_end_of_the_slot() -> None:
     positions = Positions()
     positions.own([0])
     positions.mark([(0, 250)], 0.0)
-    whole = positions.forward(lambda _: 3, None)
+    whole = positions.forward(lambda _: 3)
     assert not positions.seen(whole, [(0, 1), (0, 2)], cut=False), "room for three, and two came"
     assert positions.seen(whole, [(0, 3), (0, 4), (0, 5)], cut=False), "as many came as there was room for"
     assert positions.seen(whole, [(0, 6)], cut=True), "the byte limit held rows back"
@@ -104,6 +104,37 @@ def test_a_read_that_leaves_rows_out_goes_in_pieces_up_to_the_known_end() -> Non
         reached.append((ranges[0].low, ranges[0].high))
         positions.seen(ranges, [], cut=False)
     assert reached == [(0, 100), (100, 200), (200, 250), (250, NO_END)]
+
+
+def test_ids_below_the_first_row_of_a_slot_are_passed_in_one_piece() -> None:
+    """A table that has seen a billion rows is not gone through from id 0 in pieces; from its first row on it is, and
+    where no row is left it is passed at once."""
+    positions = Positions()
+    positions.own([0, 1])
+    positions.mark([(0, 1_000_250), (1, 7)], 0.0)
+    assert positions.bottomless == [0, 1]
+    positions.begin([0, 1], [(0, 1_000_000)])
+    assert not positions.bottomless
+    assert [each.high for each in positions.forward(lambda _: 5, 100)] == [1_000_100, 7]
+    positions.seen(positions.forward(lambda _: 5), [(0, 1_000_200)], cut=False)
+    assert positions.look_back(1, 0.0).ranges(lambda _: 5, 100) == [Range(0, 0, 5, 1_000_100)]
+    positions.rewind()
+    assert positions.bottomless == [0, 1], "what was passed by may be anywhere"
+
+
+def test_what_was_left_behind_is_looked_for_anew_by_each_sweep() -> None:
+    """Rows that were passed by below the first row of old cost a sweep pieces: where the ids begin is asked again."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 900)], 0.0)
+    positions.begin([0], [(0, 800)])
+    positions.seen(positions.forward(lambda _: 5), [(0, 900)], cut=False)
+    positions.sweep(0.0)
+    sweep = positions.sweep(SWEEP_SECONDS)
+    assert sweep is not None
+    assert positions.bottomless == [0]
+    positions.begin([0], [(0, 10)])
+    assert sweep.ranges(lambda _: 5, 100) == [Range(0, 0, 5, 110)]
 
 
 def test_a_read_that_was_full_or_cut_goes_on_from_its_last_row() -> None:
@@ -126,11 +157,11 @@ def test_in_a_backlog_there_is_nothing_to_look_back_at() -> None:
     positions.mark([(0, 1000)], 0.0)
     assert positions.look_back(1, WINDOW_SECONDS).left == {}
     positions.looked_back()
-    positions.seen(positions.forward(lambda _: 5, None), [(0, 600)], cut=False)
+    positions.seen(positions.forward(lambda _: 5), [(0, 600)], cut=False)
     assert not positions.open(0)
     assert positions.look_back(2, WINDOW_SECONDS + 1).left == {}
     positions.looked_back()
-    positions.seen(positions.forward(lambda _: 5, None), [(0, 1200)], cut=False)
+    positions.seen(positions.forward(lambda _: 5), [(0, 1200)], cut=False)
     assert positions.open(0)
     assert positions.look_back(3, WINDOW_SECONDS + 2).left == {0: (1000, 1200)}
 
@@ -139,7 +170,7 @@ def test_the_window_moves_on_only_behind_a_round_that_began_late_enough() -> Non
     """D1: an id stays in the window until a round is complete that began when the id was ten seconds old."""
     positions = Positions()
     positions.own([0])
-    positions.seen(positions.forward(lambda _: 5, None), [(0, 100)], cut=False)
+    positions.seen(positions.forward(lambda _: 5), [(0, 100)], cut=False)
     positions.mark([(0, 100)], 0.0)
     round_ = positions.look_back(1, WINDOW_SECONDS - 0.1)
     assert positions.look_back(2, WINDOW_SECONDS + 5) is round_
@@ -156,7 +187,7 @@ def test_a_round_goes_piece_by_piece_and_waits_for_room() -> None:
     """A look-back covers its ids in pieces; a slot without room is left for later, a full piece is gone on with."""
     positions = Positions()
     positions.own([0, 1])
-    positions.seen(positions.forward(lambda _: 9, None), [(0, 100), (1, 100)], cut=False)
+    positions.seen(positions.forward(lambda _: 9), [(0, 100), (1, 100)], cut=False)
     round_ = positions.look_back(1, 0.0)
     ranges = round_.ranges(lambda slot: 2 * slot, 60)
     assert ranges == [Range(1, 0, 2, 60)]
@@ -171,7 +202,7 @@ def test_once_a_minute_everything_up_to_the_frontier_is_read_again() -> None:
     """A transaction that was open longer than the window is found by the sweep."""
     positions = Positions()
     positions.own([0])
-    positions.seen(positions.forward(lambda _: 5, None), [(0, 50)], cut=False)
+    positions.seen(positions.forward(lambda _: 5), [(0, 50)], cut=False)
     assert positions.sweep(0.0) is None
     sweep = positions.sweep(SWEEP_SECONDS)
     assert sweep is not None
@@ -185,12 +216,12 @@ def test_a_rewind_reads_everything_again_and_ends_what_was_under_way() -> None:
     """When a destination is released all slots are read from their beginning; reads under way can tell by the epoch."""
     positions = Positions()
     positions.own([0])
-    positions.seen(positions.forward(lambda _: 5, None), [(0, 50)], cut=False)
+    positions.seen(positions.forward(lambda _: 5), [(0, 50)], cut=False)
     positions.look_back(1, 0.0)
     before = positions.epoch
     positions.rewind()
     assert positions.epoch != before
-    assert positions.forward(lambda _: 5, None) == [Range(0, 0, 5)]
+    assert positions.forward(lambda _: 5) == [Range(0, 0, 5)]
     assert positions.look_back(2, 0.0).left == {}
 
 
@@ -198,7 +229,7 @@ def test_a_full_slot_is_not_read() -> None:
     """A slot without room is left out, so that one busy key cannot fill the memory."""
     positions = Positions()
     positions.own([0, 1])
-    assert [each.slot for each in positions.forward(lambda slot: slot, None)] == [1]
+    assert [each.slot for each in positions.forward(lambda slot: slot)] == [1]
 
 
 def test_expensive_work_takes_its_share_and_cheap_work_is_never_held_back() -> None:
@@ -209,6 +240,8 @@ def test_expensive_work_takes_its_share_and_cheap_work_is_never_held_back() -> N
     assert (pace.due(10.3), pace.due(10.4), pace.span) == (False, True, span // 2)
     pace.spent(0.001, now=11.0)
     assert (pace.due(11.0), pace.span) == (True, span)
+    pace.spent(2.0, now=12.0)
+    assert pace.span == max(LEAST_SPAN, span // 100), "what took a hundred times too long is not tried by halves"
 
 
 class Table:
@@ -231,6 +264,9 @@ class Table:
         if self.positions.mark_due(now):
             known = self.positions.tops[0][1]
             self.positions.mark([(0, top)] if (top := max(self.visible, default=0)) > known else [], now)
+        if slots := self.positions.bottomless:
+            left = self.visible - set(self.got)
+            self.positions.begin(slots, [(0, min(left))] if left else [])
         ranges = self.positions.forward(lambda _: self.room, self.span if bounded else None)
         self.positions.seen(ranges, self._page(ranges[0]), cut=False)
         self.reads += 1
