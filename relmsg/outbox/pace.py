@@ -23,6 +23,7 @@ class Pace:
         self._share = share
         self._piece = piece
         self.span = FIRST_SPAN  # ids a piece may cover
+        self.cheap = True
         self._next = 0.0
 
     def due(self, now: float) -> bool:
@@ -35,4 +36,5 @@ class Pace:
             self.span = max(LEAST_SPAN, int(self.span * self._piece / seconds))
         elif seconds < self._piece / 2:
             self.span = min(MOST_SPAN, self.span * 2)
-        self._next = now + (seconds * (1 / self._share - 1) if seconds > CHEAP_SECONDS else 0.0)
+        self.cheap = seconds <= CHEAP_SECONDS
+        self._next = now if self.cheap else now + seconds * (1 / self._share - 1)

@@ -6,8 +6,9 @@ what was sent a cost of every read (D9). So there are three ways to read:
 
 - *forward*, from the frontier of each slot, at every read;
 - the *look-back* over (low, frontier], for rows that became visible behind the frontier. ``low`` is where the ids of a
-  slot ended WINDOW_SECONDS ago: below it are the rows of transactions that were open for longer than that since they
-  wrote. In a backlog ``low`` is ahead of the frontier, and there is nothing to look back at;
+  slot ended when none was writing of those that write now, or WINDOW_SECONDS ago: below it are the rows of transactions
+  that were open for longer than that since they wrote. In a backlog ``low`` is ahead of the frontier, and there is
+  nothing to look back at;
 - the *sweep* of everything up to the frontier, once a minute, for those.
 
 Look-back and sweep go piece by piece, each piece bounded in ids, and so do forward reads that leave rows out. What is
@@ -19,11 +20,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
 
 WINDOW_SECONDS = 10.0
 SWEEP_SECONDS = 60.0
 MARK_SECONDS = 1.0
 NO_END = 2**63 - 1
+
+
+class Mark(NamedTuple):
+    """Where the ids of the slots ended, and which transactions are left of those that were writing by then."""
+
+    at: float
+    tops: dict[int, int]
+    writers: set[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +88,12 @@ class Positions:
         self._low: dict[int, int] = {}
         self._top: dict[int, int] = {}
         self._bottom: dict[int, int] = {}
-        self._marks: deque[tuple[float, dict[int, int]]] = deque()
+        self._marks: deque[Mark] = deque()
+        self._marked_at = -inf
+        self._past: dict[int, int] = {}
+        """Up to where all rows are visible that will ever be."""
+        self._sure: dict[int, tuple[int, int]] = {}
+        """From where to where the ids were past before they were read: no row can have become visible behind that."""
         self._look_back: Round | None = None
         self._sweep: Round | None = None
         self._swept_at: float | None = None
@@ -87,18 +103,19 @@ class Positions:
         for slot in slots:
             self._frontier[slot] = self._low[slot] = self._top[slot] = 0
             self._bottom.pop(slot, None)
+            self._marked_at = -inf
             self.epoch += 1
 
     def lose(self, slots: Iterable[int]) -> None:
         """Slots that are no longer ours are not read."""
         for slot in slots:
-            for known in (self._frontier, self._low, self._top, self._bottom):
+            for known in (self._frontier, self._low, self._top, self._bottom, self._past, self._sure):
                 known.pop(slot, None)
             for each in (self._look_back, self._sweep):
                 if each is not None:
                     each.left.pop(slot, None)
-            for _, tops in self._marks:
-                tops.pop(slot, None)
+            for mark in self._marks:
+                mark.tops.pop(slot, None)
             self.epoch += 1
 
     def rewind(self) -> None:
@@ -122,20 +139,27 @@ class Positions:
 
     def mark_due(self, now: float) -> bool:
         """Whether it is time to ask where the ids of each slot end."""
-        if not self._marks or now - self._marks[-1][0] >= MARK_SECONDS:
-            return bool(self._frontier)
-        return self._frontier.keys() != self._marks[-1][1].keys()
+        return bool(self._frontier) and now - self._marked_at >= MARK_SECONDS
 
     @property
     def tops(self) -> list[tuple[int, int]]:
         """The slots, each with the id above which to look for the end of its ids."""
         return [(slot, max(top, self._frontier[slot])) for slot, top in self._top.items()]
 
-    def mark(self, found: Iterable[tuple[int, int]], asked: float) -> None:
-        """Take note where the ids of the slots ended at the time ``asked``; ``found`` are those with new ids."""
+    def mark(self, found: Iterable[tuple[int, int]], asked: float, writers: Iterable[str]) -> None:
+        """Take note where the ids of the slots ended at the time ``asked``; ``found`` are those with new ids.
+
+        ``writers`` are the transactions that may have drawn ids and are still open. They must have been asked for after
+        the ids: whoever drew one of these and is not among them is over.
+        """
+        writing = set(writers)
+        self._marked_at = asked
         self._top = dict(self.tops)
         self._top.update((slot, top) for slot, top in found if slot in self._top)
-        self._marks.append((asked, dict(self._top)))
+        for mark in self._marks:
+            mark.writers.intersection_update(writing)
+        self._marks.append(Mark(asked, dict(self._top), writing))
+        self._settle(asked)
 
     # -- forward -------------------------------------------------------------------------------------------------------
 
@@ -174,7 +198,8 @@ class Positions:
 
     def open(self, slot: int) -> bool:
         """Whether rows may still become visible behind the frontier, by transactions younger than the window."""
-        return self._low[slot] < self._frontier[slot]
+        low, high = self._doubtful(slot)
+        return low < high
 
     def low(self, slot: int) -> int:
         """From where rows may still become visible."""
@@ -185,12 +210,27 @@ class Positions:
     def look_back(self, read: int, now: float) -> Round:
         """The round over the window that is under way, or a new one; ``read`` is the number of the last read."""
         if self._look_back is None:
-            while len(self._marks) > 1 and now - self._marks[1][0] >= WINDOW_SECONDS:
-                self._marks.popleft()
-            lows = self._marks[0][1] if self._marks and now - self._marks[0][0] >= WINDOW_SECONDS else {}
-            left = {slot: (self._low[slot], high) for slot, high in self._frontier.items() if self._low[slot] < high}
-            self._look_back = Round(left, read, lows, self._bottom)
+            self._settle(now)
+            left = {slot: (low, high) for slot in self._frontier for low, high in [self._doubtful(slot)] if low < high}
+            self._look_back = Round(left, read, self._past, self._bottom)
         return self._look_back
+
+    def _doubtful(self, slot: int) -> tuple[int, int]:
+        low, high = self._low[slot], self._frontier[slot]
+        begin, end = self._sure.get(slot, (0, 0))
+        if begin <= low <= end:
+            low = end
+        return low, begin if begin < high <= end else high
+
+    def _settle(self, now: float) -> None:
+        """Take note of the marks whose writers are over or have had the time for it: what of their ids is read from now
+        on was visible before."""
+        while self._marks and (not self._marks[0].writers or now - self._marks[0].at >= WINDOW_SECONDS):
+            self._past = self._marks.popleft().tops
+            for slot, top in self._past.items():
+                if (frontier := self._frontier[slot]) < top:
+                    begin, end = self._sure.get(slot, (frontier, top))
+                    self._sure[slot] = (begin if frontier <= end else frontier, top)
 
     def looked_back(self) -> int:
         """The round over the window is complete: the window moves on. The number of the last read before the round.
@@ -200,9 +240,14 @@ class Positions:
         """
         done, self._look_back = self._look_back, None
         assert done is not None
-        for slot in self._low:
-            self._low[slot] = max(self._low[slot], done.lows.get(slot, 0))
+        self.looked_at(done)
         return done.began
+
+    def looked_at(self, round_: Round) -> None:
+        """A piece of a round is done: for the slots that are through with it the window moves on."""
+        for slot, low in self._low.items():
+            if slot not in round_.left:
+                self._low[slot] = max(low, round_.lows.get(slot, 0))
 
     def sweep(self, now: float) -> Round | None:
         """The sweep that is under way, or due; None between two sweeps."""

@@ -8,16 +8,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from relmsg.clock import Clock
-from relmsg.errors import InvalidMessage
 from relmsg.failpoint import reach
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.hot import HotKey
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pace import Pace
+from relmsg.outbox.page import MOST_BYTES, Page
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions, Range, Round
-from relmsg.outbox.row import Row, row_of
-from relmsg.outbox.store import MOST_BYTES, OutboxStore
+from relmsg.outbox.row import Row
+from relmsg.outbox.store import OutboxStore
 
 READ_AHEAD = 8  # batches held in memory at most
 LEAST_PER_SLOT = 16
@@ -71,6 +71,7 @@ class Reader:
         self._back_pace, self._sweep_pace = Pace(), Pace()
         self._check_pace = Pace(share=0.5)
         self._looked_back_at = 0.0
+        self._wanting = False
         self._number = 0
         self._share = 0
         self._began: dict[int, datetime] = {}
@@ -106,10 +107,15 @@ class Reader:
             self._began = {slot: self._began.get(slot, began) for slot in self.slots}
         now = self._clock.monotonic()
         if self._positions.mark_due(now):
-            self._positions.mark(await self._store.tops(self._positions.tops), now)
-        if self._pending.ready < self._enough and self._pending.bytes < MOST_BYTES:
-            return await self._refill() | await self._forward()
-        return False
+            tops = await self._store.tops(self._positions.tops)
+            self._positions.mark(tops, now, await self._store.writers())
+        self._wanting = self._pending.ready < self._enough and self._pending.bytes < MOST_BYTES
+        if not self._wanting:
+            return False
+        refilled = await self._refill()
+        stepping = self._stepping()
+        ranges = self._positions.forward(lambda slot: 0 if slot in stepping else self._room(slot))
+        return await self._read_on(ranges) or refilled
 
     async def read_late(self, *, busy: bool = False) -> bool:
         """Read what was committed behind the last reads, as far as that is due; whether there may be more.
@@ -123,25 +129,36 @@ class Reader:
         if not self.slots or (busy and not self._pending.unproven and now - self._looked_back_at < LATE_SECONDS):
             return False
         self._looked_back_at = now
-        late = await self._look_back()
+        late = False
+        if not self._back_pace.cheap and self._pending.unproven:
+            late = await self._prove()  # first: rows wait for it
+        late |= await self._look_back()
         if self._pending.unproven:
             late |= await self._prove()
         return await self._sweep() or late
 
+    async def step(self) -> bool:
+        """Read a piece of the slots where many rows may be left out, if ``read`` has just read; whether there may be
+        more. It comes last, because it may take STEP_SECONDS and bring nothing.
+
+        :raises DatabaseAway: what was not read will be.
+        """
+        stepping = self._stepping()
+        if not stepping or not self._wanting:
+            return False
+        await self._find_bottoms()
+        spare = max(0, self._capacity - len(self._pending)) // (2 * len(stepping))
+        pieces = self._positions.forward(
+            lambda slot: self._room(slot, spare) if slot in stepping else 0, self._forward_pace.span
+        )
+        return await self._read_on(pieces, self._forward_pace)
+
     # -- three ways to read, and a fourth for hot keys -----------------------------------------------------------------
 
-    async def _forward(self) -> bool:
-        """Where many rows may be left out, a piece; elsewhere, and first, all there is room for."""
+    def _stepping(self) -> set[int]:
+        """The slots where there may be many rows to leave out before those to read."""
         leaving_out = self.slots if self._holds else self._pending.hot.slots
-        stepping = {slot for slot in leaving_out if self._positions.behind(slot)}
-        more = await self._read_on(self._positions.forward(lambda slot: self._room(slot) * (slot not in stepping)))
-        if stepping:
-            await self._find_bottoms()
-            pace = self._forward_pace
-            spare = max(0, self._capacity - len(self._pending)) // (2 * len(stepping))
-            pieces = self._positions.forward(lambda slot: self._room(slot, spare) * (slot in stepping), pace.span)
-            more |= await self._read_on(pieces, pace)
-        return more
+        return {slot for slot in leaving_out if self._positions.behind(slot)}
 
     async def _read_on(self, ranges: Sequence[Range], pace: Pace | None = None) -> bool:
         if not ranges:
@@ -149,14 +166,14 @@ class Reader:
         proven = {each.slot for each in ranges if not self._positions.open(each.slot)}
         began = self._clock.monotonic()
         with self._metrics.reads.time():
-            records = await self._fetch(ranges)
-        if records is None:
+            page = await self._fetch(ranges)
+        if page is None:
             return True
         if pace is not None:
             now = self._clock.monotonic()
-            pace.spent(now - began - ROW_SECONDS * len(records), now)
-        more = self._positions.seen(ranges, _places(records), cut=_cut(records))
-        await self._admit(records, proven)
+            pace.spent(now - began - ROW_SECONDS * len(page), now)
+        more = self._positions.seen(ranges, page.places, cut=page.cut)
+        await self._admit(page, proven)
         return more
 
     async def _refill(self) -> bool:
@@ -169,23 +186,21 @@ class Reader:
         if not wanted:
             return False
         before = self._holds.version, self._positions.epoch
-        records = await self._store.refill(wanted, list(self._holds))
+        page = self._page(await self._store.refill(wanted, list(self._holds)))
         if before != (self._holds.version, self._positions.epoch):
             return True
-        cut = _cut(records)
-        pairs, malformed = self._rows(records)
         ids: dict[str, list[int]] = {hot.key: [] for hot, _ in wanted}
-        for record in records:
+        for record in page.records:
             ids[record["ordering_key"]].append(record["id"])
         rows: dict[str | None, list[Row]] = {hot.key: [] for hot, _ in wanted}
-        for row, _ in pairs:
+        for row, _ in page.rows:
             rows[row.ordering_key].append(row)
         for hot, most in wanted:
             read = ids[hot.key]
             reached = max(read, default=hot.tail)
-            self._pending.refilled(hot, rows[hot.key], reached=reached, exhausted=len(read) < most and not cut)
-        await self._set_aside(malformed)
-        return bool(records)
+            self._pending.refilled(hot, rows[hot.key], reached=reached, exhausted=len(read) < most and not page.cut)
+        await self._set_aside(page.malformed)
+        return len(page) > 0
 
     async def _look_back(self) -> bool:
         now = self._clock.monotonic()
@@ -210,7 +225,7 @@ class Reader:
             return True
         now = self._clock.monotonic()
         self._check_pace.spent(now - began, now)
-        await self._admit(records, self.slots)
+        await self._admit(self._page(records), self.slots)
         if max(Counter(record["ordering_key"] for record in records).values(), default=0) < MOST_OVERLOOKED:
             self._pending.prove(number)
         return bool(records)
@@ -227,14 +242,15 @@ class Reader:
             return False
         began = self._clock.monotonic()
         with self._metrics.looks_back.time():
-            records = await self._fetch(ranges)
-        if records is None:
+            page = await self._fetch(ranges)
+        if page is None:
             return True
         now = self._clock.monotonic()
         pace.spent(now - began, now)
-        round_.seen(ranges, _places(records), cut=_cut(records))
-        await self._admit(records, frozenset())
-        return bool(records)
+        round_.seen(ranges, page.places, cut=page.cut)
+        self._positions.looked_at(round_)
+        await self._admit(page, frozenset())
+        return len(page) > 0
 
     # -- what all of them share ----------------------------------------------------------------------------------------
 
@@ -249,8 +265,11 @@ class Reader:
         if slots := self._positions.bottomless:
             self._positions.begin(slots, await self._store.bottoms(slots))
 
-    async def _fetch(self, ranges: Sequence[Range]) -> Sequence[Any] | None:
-        """The records; None when the read was told something that is no longer true: then nothing was read."""
+    def _page(self, records: Sequence[Any]) -> Page:
+        return Page(records, max_body_bytes=self._max_body_bytes)
+
+    async def _fetch(self, ranges: Sequence[Range]) -> Page | None:
+        """What is there; None when the read was told something that is no longer true: then nothing was read."""
         self._number += 1
         known = self._pending.known_above({each.slot: each.low for each in ranges})
         before = self._holds.version, self._positions.epoch
@@ -259,37 +278,18 @@ class Reader:
             return None
         if records:
             reach("relay.after_read")
-        return records
+        return self._page(records)
 
-    async def _admit(self, records: Sequence[Any], proven: Collection[int]) -> None:
-        rows, malformed = self._rows(records)
-        for row, record in rows:
+    async def _admit(self, page: Page, proven: Collection[int]) -> None:
+        for row, record in page.rows:
             self._pending.admit(
                 row,
                 read=self._number,
                 proven=row.ordering_key is None or row.slot in proven or record["created_at"] < self._began[row.slot],
             )
-        await self._set_aside(malformed)
-
-    def _rows(self, records: Sequence[Any]) -> tuple[list[tuple[Row, Any]], list[tuple[int, str]]]:
-        rows: list[tuple[Row, Any]] = []
-        malformed: list[tuple[int, str]] = []
-        for record in records:
-            try:
-                rows.append((row_of(record, max_body_bytes=self._max_body_bytes), record))
-            except InvalidMessage as error:
-                malformed.append((record["id"], f"cannot be sent: {error}"))
-        return rows, malformed
+        await self._set_aside(page.malformed)
 
     async def _set_aside(self, malformed: Sequence[tuple[int, str]]) -> None:
         """Last of all: while it waits for the database, what was read may cease to be true."""
         if malformed:
             await self._park(malformed)
-
-
-def _places(records: Sequence[Any]) -> list[tuple[int, int]]:
-    return [(record["slot"], record["id"]) for record in records]
-
-
-def _cut(records: Sequence[Any]) -> bool:
-    return sum(len(record["body"]) for record in records) >= MOST_BYTES

@@ -261,10 +261,10 @@ class Relay:
             try:
                 more = await self._reader.read()
                 if sent := self._send():
-                    await asyncio.sleep(
-                        0
-                    )  # until they are written: what follows takes the loop's time, and the server's
+                    await asyncio.sleep(0)  # until they are written: what follows takes the loop's time
                 more |= await self._reader.read_late(busy=sent > 0)
+                sent += self._send()
+                more |= await self._reader.step()
                 sent += self._send()
             except DatabaseAway:
                 await self._clock.sleep(RETRY_SECONDS)

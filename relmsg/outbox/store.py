@@ -9,6 +9,7 @@ from typing import Any
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Hold
 from relmsg.outbox.hot import HotKey
+from relmsg.outbox.page import MOST_BYTES
 from relmsg.outbox.positions import Range
 from relmsg.outbox.row import Row
 from relmsg.schema import quoted
@@ -116,6 +117,13 @@ SELECT s.slot, t.id
 """
 BOTTOMS = TOPS.replace(" DESC", "")
 
+# writers: an INSERT locks its table before it draws an id, and the lock is held until the rows are visible.
+WRITERS = """
+SELECT DISTINCT virtualtransaction AS writer FROM pg_locks
+ WHERE relation = to_regclass($1) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND mode = 'RowExclusiveLock' AND granted
+"""
+
 # delete: what this relay saw confirmed is in the broker, whoever owns the slot by now.
 DELETE = "DELETE FROM {outbox_message} WHERE id = ANY ($1::bigint[])"
 
@@ -146,8 +154,6 @@ COUNT = """
 SELECT count(*) AS backlog, (SELECT count(*) FROM {outbox_message} WHERE parked_at IS NOT NULL) AS parked
   FROM {outbox_message} WHERE parked_at IS NULL AND slot = ANY ($1::smallint[])
 """
-
-MOST_BYTES = 32 * 1024 * 1024
 
 
 class OutboxStore:
@@ -243,6 +249,10 @@ class OutboxStore:
         """Where the ids of these slots end, for those that have rows above the ids given."""
         found = await self._reader.fetch(self._tops, [slot for slot, _ in known], [top for _, top in known])
         return [(record["slot"], record["id"]) for record in found]
+
+    async def writers(self) -> list[str]:
+        """The open transactions that have written to the outbox, or are about to."""
+        return [record["writer"] for record in await self._reader.fetch(WRITERS, self._names["outbox_message"])]
 
     async def bottoms(self, slots: Sequence[int]) -> list[tuple[int, int]]:
         """Where the ids of these slots begin, for those that have rows."""

@@ -33,6 +33,9 @@ class NothingMore:
     async def tops(self, _: Any) -> list[tuple[int, int]]:
         return []
 
+    async def writers(self) -> list[str]:
+        return []
+
     async def bottoms(self, _: Any) -> list[tuple[int, int]]:
         return []
 
@@ -103,10 +106,11 @@ async def test_the_slot_of_a_hot_key_is_stepped_through_beside_the_others() -> N
     pending, store, positions = Pending(), NothingMore(), Positions()
     reader = reader_of(store, pending, positions)
     reader.follow(frozenset(range(64)))
-    positions.mark([(0, 1_000_000)], 0.0)
+    positions.mark([(0, 1_000_000)], 0.0, [])
     heated(pending, "hot", 1)
 
     await reader.read()
+    assert await reader.step()
 
     others, (piece,) = store.ranges
     assert [each.slot for each in others] == list(range(1, 64))
@@ -116,6 +120,7 @@ async def test_the_slot_of_a_hot_key_is_stepped_through_beside_the_others() -> N
     store.ranges.clear()
 
     await reader.read()
+    assert not await reader.step()
 
     (together,) = store.ranges
     assert len(together) == 64

@@ -10,7 +10,14 @@ from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.outbox.consequence import Consequence, consequence
 from relmsg.outbox.holds import MOST_HOLDS, Holds
 from relmsg.outbox.pace import LEAST_SPAN, Pace
-from relmsg.outbox.positions import NO_END, SWEEP_SECONDS, WINDOW_SECONDS, Positions, Range, Round
+from relmsg.outbox.positions import (
+    NO_END,
+    SWEEP_SECONDS,
+    WINDOW_SECONDS,
+    Positions,
+    Range,
+    Round,
+)
 from relmsg.outbox.row import Destination
 from tests.unit.test_pending import row
 
@@ -85,7 +92,7 @@ def test_whether_there_may_be_more_is_told_by_the_end_of_the_slot() -> None:
     """After a read that came to the end of each slot nobody reads again at once; after any other one somebody does."""
     positions = Positions()
     positions.own([0])
-    positions.mark([(0, 250)], 0.0)
+    positions.mark([(0, 250)], 0.0, ["a writer"])
     whole = positions.forward(lambda _: 3)
     assert not positions.seen(whole, [(0, 1), (0, 2)], cut=False), "room for three, and two came"
     assert positions.seen(whole, [(0, 3), (0, 4), (0, 5)], cut=False), "as many came as there was room for"
@@ -97,7 +104,7 @@ def test_a_read_that_leaves_rows_out_goes_in_pieces_up_to_the_known_end() -> Non
     """The frontier passes what a bounded read has left out, and never ids that may not exist yet."""
     positions = Positions()
     positions.own([0])
-    positions.mark([(0, 250)], 0.0)
+    positions.mark([(0, 250)], 0.0, ["a writer"])
     reached = []
     for _ in range(4):
         ranges = positions.forward(lambda _: 5, 100)
@@ -111,7 +118,7 @@ def test_ids_below_the_first_row_of_a_slot_are_passed_in_one_piece() -> None:
     where no row is left it is passed at once."""
     positions = Positions()
     positions.own([0, 1])
-    positions.mark([(0, 1_000_250), (1, 7)], 0.0)
+    positions.mark([(0, 1_000_250), (1, 7)], 0.0, ["a writer"])
     assert positions.bottomless == [0, 1]
     positions.begin([0, 1], [(0, 1_000_000)])
     assert not positions.bottomless
@@ -126,7 +133,7 @@ def test_what_was_left_behind_is_looked_for_anew_by_each_sweep() -> None:
     """Rows that were passed by below the first row of old cost a sweep pieces: where the ids begin is asked again."""
     positions = Positions()
     positions.own([0])
-    positions.mark([(0, 900)], 0.0)
+    positions.mark([(0, 900)], 0.0, ["a writer"])
     positions.begin([0], [(0, 800)])
     positions.seen(positions.forward(lambda _: 5), [(0, 900)], cut=False)
     positions.sweep(0.0)
@@ -141,7 +148,7 @@ def test_a_read_that_was_full_or_cut_goes_on_from_its_last_row() -> None:
     """Where the room or the byte limit held rows back, the slot is read on from where it stopped."""
     positions = Positions()
     positions.own([0, 1])
-    positions.mark([(0, 900), (1, 900)], 0.0)
+    positions.mark([(0, 900), (1, 900)], 0.0, ["a writer"])
     ranges = positions.forward(lambda _: 2, 500)
     positions.seen(ranges, [(0, 3), (0, 7), (1, 5)], cut=False)
     assert [each.low for each in positions.forward(lambda _: 2, 500)] == [7, 500]
@@ -154,7 +161,7 @@ def test_in_a_backlog_there_is_nothing_to_look_back_at() -> None:
     """Rows whose ids were given longer ago than the window need no look-back, however fast they are read."""
     positions = Positions()
     positions.own([0])
-    positions.mark([(0, 1000)], 0.0)
+    positions.mark([(0, 1000)], 0.0, ["a writer"])
     assert positions.look_back(1, WINDOW_SECONDS).left == {}
     positions.looked_back()
     positions.seen(positions.forward(lambda _: 5), [(0, 600)], cut=False)
@@ -171,7 +178,7 @@ def test_the_window_moves_on_only_behind_a_round_that_began_late_enough() -> Non
     positions = Positions()
     positions.own([0])
     positions.seen(positions.forward(lambda _: 5), [(0, 100)], cut=False)
-    positions.mark([(0, 100)], 0.0)
+    positions.mark([(0, 100)], 0.0, ["a writer"])
     round_ = positions.look_back(1, WINDOW_SECONDS - 0.1)
     assert positions.look_back(2, WINDOW_SECONDS + 5) is round_
     round_.seen(round_.ranges(lambda _: 5, 1000), [], cut=False)
@@ -254,6 +261,13 @@ class Table:
         self.visible: set[int] = set()
         self.got: list[int] = []
         self.reads = 0
+        self.tells = False
+        self.drawn = 0
+
+    def _writers(self) -> list[str]:
+        """Each row is a transaction, which is over when the row is visible; there may be others, without an end."""
+        still_open = [str(row_id) for row_id in range(1, self.drawn + 1) if row_id not in self.visible]
+        return still_open if self.tells else [*still_open, "endless"]
 
     def _page(self, each: Range) -> list[tuple[int, int]]:
         ids = sorted(row_id for row_id in self.visible - set(self.got) if each.low < row_id <= each.high)[: each.room]
@@ -263,7 +277,8 @@ class Table:
     def turn(self, now: float, *, bounded: bool) -> None:
         if self.positions.mark_due(now):
             known = self.positions.tops[0][1]
-            self.positions.mark([(0, top)] if (top := max(self.visible, default=0)) > known else [], now)
+            top = max(self.visible, default=0)
+            self.positions.mark([(0, top)] if top > known else [], now, self._writers())
         if slots := self.positions.bottomless:
             left = self.visible - set(self.got)
             self.positions.begin(slots, [(0, min(left))] if left else [])
@@ -279,6 +294,7 @@ class Table:
     def back(self, round_: Round) -> None:
         for each in round_.ranges(lambda _: self.room, self.span):
             round_.seen([each], self._page(each), cut=False)
+        self.positions.looked_at(round_)
 
 
 @settings(max_examples=300, deadline=None)
@@ -287,30 +303,99 @@ class Table:
     room=st.integers(1, 9),
     span=st.integers(1, 40),
     bounded=st.booleans(),
+    tells=st.booleans(),
+    begins=st.floats(0, 90),
 )
 def test_every_row_is_read_once_whenever_it_became_visible(
-    delays: list[float], room: int, span: int, bounded: bool
+    delays: list[float], room: int, span: int, bounded: bool, tells: bool, begins: float
 ) -> None:
     """D1-D5: ids are given one a second and become visible after any delay; none is lost, and none comes twice."""
     table = Table(room, span)
+    table.tells = tells
     moments = {row_id: row_id + delay for row_id, delay in enumerate(delays, 1)}
-    now, end = 0.0, max(moments.values()) + 2 * SWEEP_SECONDS
+    now, end = begins, max(begins, *moments.values()) + 2 * SWEEP_SECONDS
     while now < end:
         table.visible |= {row_id for row_id, moment in moments.items() if moment <= now}
+        table.drawn = min(int(now), len(moments))
         table.turn(now, bounded=bounded)
         now += 0.5
     assert sorted(table.got) == sorted(moments)
 
 
-@given(delays=st.lists(st.floats(0, WINDOW_SECONDS), min_size=1, max_size=40))
-@settings(max_examples=200, deadline=None)
-def test_what_commits_within_the_window_is_read_at_the_next_turn(delays: list[float]) -> None:
-    """A transaction that is open for at most ten seconds never waits for a sweep, whatever has been read meanwhile."""
-    table = Table(room=100, span=1000)
+@given(
+    delays=st.lists(st.floats(0, WINDOW_SECONDS), min_size=1, max_size=40),
+    tells=st.booleans(),
+    begins=st.floats(0, 15),
+    room=st.sampled_from([5, 100]),
+)
+@settings(max_examples=400, deadline=None)
+def test_what_commits_within_the_window_is_read_at_the_next_turn(
+    delays: list[float], tells: bool, begins: float, room: int
+) -> None:
+    """A transaction that is open for at most ten seconds never waits for a sweep, whatever has been read meanwhile and
+    whenever the reader began; with room for a few only, it waits until the others are read."""
+    table = Table(room=room, span=1000)
+    table.tells = tells
     moments = {row_id: 0.3 * row_id + delay for row_id, delay in enumerate(delays, 1)}
-    now = 0.0
-    while now < max(moments.values()) + 1:
+    now, late = begins, 0
+    while now < max(begins, *moments.values()) + 3:
         table.visible |= {row_id for row_id, moment in moments.items() if moment <= now}
+        table.drawn = min(int(now / 0.3), len(moments))
         table.turn(now, bounded=False)
-        assert set(table.got) == table.visible
+        late = late + 1 if set(table.got) != table.visible else 0
+        assert late <= (0 if room == 100 else len(delays))
         now += 0.25
+    assert set(table.got) == set(moments)
+
+
+def test_the_window_ends_with_the_transactions_that_were_open() -> None:
+    """When all are over who could have drawn an id by then, nobody waits ten seconds."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 100)], 0.0, ["7", "8"])
+    positions.seen(positions.forward(lambda _: 5), [(0, 100)], cut=False)
+    for now, writers, is_open in ((1.0, ["8", "9"], True), (2.0, ["9", "10"], False)):
+        positions.mark([], now, writers)
+        assert positions.look_back(1, now).ranges(lambda _: 5, 1000) == [Range(0, 0, 5, 100)]
+        positions.look_back(1, now).left.clear()
+        positions.looked_back()
+        assert positions.open(0) is is_open
+
+
+def test_the_window_of_a_slot_moves_on_without_waiting_for_the_others() -> None:
+    """A slot with a million rows to look over keeps those of other slots waiting for nothing."""
+    positions = Positions()
+    positions.own([0, 1])
+    positions.mark([(0, 1000), (1, 1000)], 0.0, ["7"])
+    positions.seen(positions.forward(lambda _: 5), [(0, 900), (1, 9)], cut=True)
+    positions.mark([], 1.0, [])
+    round_ = positions.look_back(1, 1.0)
+    round_.seen(round_.ranges(lambda _: 5, 100), [], cut=False)
+    positions.looked_at(round_)
+    assert (positions.open(0), positions.open(1)) == (True, False)
+
+
+def test_a_slot_that_nobody_writes_to_needs_no_look_back() -> None:
+    """What was there when the reader began, and had no writer, cannot have been overlooked."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 1000)], 0.0, [])
+    positions.seen(positions.forward(lambda _: 5), [(0, 300)], cut=True)
+    assert not positions.open(0)
+    assert not positions.look_back(1, 0.1).left
+
+
+def test_what_was_past_before_it_was_read_is_not_looked_over_again() -> None:
+    """Of a backlog only what was read in the first second is, when the transactions of that second are over."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 1000)], 0.0, ["7"])
+    positions.seen(positions.forward(lambda _: 5), [(0, 300)], cut=True)
+    positions.mark([], 1.0, ["9"])
+    positions.seen(positions.forward(lambda _: 5), [(0, 800)], cut=True)
+    round_ = positions.look_back(1, 1.5)
+    assert round_.left == {0: (0, 300)}
+    round_.left.clear()
+    positions.looked_back()
+    positions.seen(positions.forward(lambda _: 5), [(0, 1100)], cut=True)
+    assert positions.look_back(2, 1.6).left == {0: (1000, 1100)}
