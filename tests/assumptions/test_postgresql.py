@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from relmsg.outbox.driver import Driver
+from relmsg.outbox.store import OutboxStore
 from relmsg.testing import eventually
 
 Connect = Callable[[], Awaitable[asyncpg.Connection]]
@@ -32,6 +34,9 @@ async def connect(database_url: str) -> AsyncIterator[Connect]:
 INBOX = """
 INSERT INTO relmsg.inbox_message (consumer, source, message_id) VALUES ('c', 's', 'm') ON CONFLICT DO NOTHING
 """
+
+
+OUTBOX = "INSERT INTO relmsg.outbox_message (exchange, routing_key, body) VALUES ('', 'q', '')"
 
 
 async def waits_for_a_lock(witness: asyncpg.Connection, pid: int) -> None:
@@ -189,3 +194,36 @@ async def test_an_index_takes_no_value_over_a_third_of_a_page(connect: Connect):
     await connection.execute(insert, key[:1024])
     with pytest.raises(asyncpg.ProgramLimitExceededError):
         await connection.execute(insert, key)
+
+
+async def test_who_has_drawn_an_id_is_a_writer_until_the_row_is_visible(connect: Connect, engine: AsyncEngine):
+    """An INSERT locks its table before it draws an id, and holds the lock, past a slow trigger too, until its rows are
+    visible; a reader of the table, and a writer elsewhere, hold no such lock."""
+    slow, gate, elsewhere = await connect(), await connect(), await connect()
+    await gate.execute(
+        "CREATE FUNCTION relmsg.wait_at_gate() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$BEGIN PERFORM pg_advisory_lock(4711); PERFORM pg_advisory_unlock(4711); RETURN NEW; END$$;"
+        "CREATE TRIGGER gate BEFORE INSERT ON relmsg.outbox_message FOR EACH ROW EXECUTE FUNCTION relmsg.wait_at_gate()"
+    )
+    driver = Driver(engine)
+    store = OutboxStore(driver, driver, driver, schema="relmsg")
+    try:
+        assert await store.writers() == []
+        await gate.execute("SELECT pg_advisory_lock(4711)")
+        transaction = slow.transaction()
+        await transaction.start()
+        insert = asyncio.create_task(slow.execute(OUTBOX))
+        await waits_for_a_lock(gate, slow.get_server_pid())
+        async with elsewhere.transaction():
+            await elsewhere.execute(INBOX)
+            await elsewhere.fetch("SELECT FROM relmsg.outbox_message")
+            (writer,) = await store.writers()
+        await gate.execute("SELECT pg_advisory_unlock(4711)")
+        await insert
+        assert await store.writers() == [writer]
+        await transaction.commit()
+        assert await store.writers() == []
+        assert await gate.fetchval("SELECT count(*) FROM relmsg.outbox_message") == 1
+    finally:
+        await driver.close()
+        await gate.execute("DROP FUNCTION relmsg.wait_at_gate CASCADE")

@@ -45,7 +45,7 @@ async def fill(
 
 
 async def waits(bench: Bench, condition: str = "true") -> bool:
-    """Whether any such row waits; cheap, unlike counting them."""
+    """Whether any such row waits; cheap, unlike counting them, if an index leads there or hardly any row waits."""
     return bool(await bench.database.fetchval(f"SELECT EXISTS (SELECT FROM {TABLE} WHERE {condition})"))
 
 
