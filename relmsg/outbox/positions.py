@@ -9,7 +9,7 @@ what was sent a cost of every read (D9). So there are three ways to read:
   slot ended when none was writing of those that write now, or WINDOW_SECONDS ago: below it are the rows of transactions
   that were open for longer than that since they wrote. In a backlog ``low`` is ahead of the frontier, and there is
   nothing to look back at;
-- the *sweep* of everything up to the frontier, once a minute, for those.
+- the *sweep* of everything up to the frontier, for those: when one of them is over, and once a minute besides.
 
 Look-back and sweep go piece by piece, each piece bounded in ids, and so do forward reads that leave rows out. What is
 below the *bottom* of a slot, where its first row was when last looked, may be any number of ids: it costs nothing.
@@ -97,6 +97,9 @@ class Positions:
         self._look_back: Round | None = None
         self._sweep: Round | None = None
         self._swept_at: float | None = None
+        self._overdue: set[str] = set()
+        """The writers for whom the window no longer waits."""
+        self._sweep_due = False
 
     def own(self, slots: Iterable[int]) -> None:
         """Slots that are new here are read from their beginning."""
@@ -156,8 +159,9 @@ class Positions:
         self._marked_at = asked
         self._top = dict(self.tops)
         self._top.update((slot, top) for slot, top in found if slot in self._top)
-        for mark in self._marks:
-            mark.writers.intersection_update(writing)
+        self._sweep_due |= not self._overdue <= writing
+        for writers in (self._overdue, *(mark.writers for mark in self._marks)):
+            writers.intersection_update(writing)
         self._marks.append(Mark(asked, dict(self._top), writing))
         self._settle(asked)
 
@@ -226,7 +230,8 @@ class Positions:
         """Take note of the marks whose writers are over or have had the time for it: what of their ids is read from now
         on was visible before."""
         while self._marks and (not self._marks[0].writers or now - self._marks[0].at >= WINDOW_SECONDS):
-            self._past = self._marks.popleft().tops
+            _, self._past, writers = self._marks.popleft()
+            self._overdue |= writers
             for slot, top in self._past.items():
                 if (frontier := self._frontier[slot]) < top:
                     begin, end = self._sure.get(slot, (frontier, top))
@@ -253,8 +258,8 @@ class Positions:
         """The sweep that is under way, or due; None between two sweeps."""
         if self._swept_at is None:
             self._swept_at = now
-        if self._sweep is None and now - self._swept_at >= SWEEP_SECONDS:
-            self._swept_at = now
+        if self._sweep is None and (self._sweep_due or now - self._swept_at >= SWEEP_SECONDS):
+            self._swept_at, self._sweep_due = now, False
             self._bottom.clear()
             left = {slot: (0, high) for slot, high in self._frontier.items() if high}
             self._sweep = Round(left, 0, bottoms=self._bottom)

@@ -39,9 +39,10 @@ class Reader:
 
     A row that was committed late is found by the next look-back. While that takes less than 2 ms it is made at the next
     poll, or LATE_SECONDS after the last one where each poll finds new rows; otherwise it takes a tenth of the time, so
-    the row is found after ten times what it takes to look over the rows of the last ten seconds, dead ones included. A
-    row whose transaction was open for longer than that is found by the sweep, a minute later at most, or as much later
-    as a tenth of the time needs for the whole table.
+    the row is found after ten times what it takes to look over the rows that were read while any writer of their time
+    was open, ten seconds at most, dead rows included. A row whose transaction was open for longer than that is found by
+    the sweep, which begins within MARK_SECONDS of its commit and takes as long as a tenth of the time needs for the
+    table.
     """
 
     def __init__(

@@ -126,6 +126,22 @@ async def test_the_slot_of_a_hot_key_is_stepped_through_beside_the_others() -> N
     assert len(together) == 64
 
 
+async def test_nothing_is_stepped_through_while_enough_is_ready() -> None:
+    """The slot of a hot key is read as often as the others: not while two batches wait to be sent."""
+    pending, store, positions = Pending(), NothingMore(), Positions()
+    reader = reader_of(store, pending, positions)
+    reader.follow(frozenset(range(64)))
+    positions.mark([(0, 1_000_000)], 0.0, [])
+    heated(pending, "hot", 1)
+    for row_id in range(1000, 2000):
+        pending.admit(Row(row_id, 1, None, Destination("", "q"), Publication(str(row_id), "", "q", b"", b"")))
+
+    assert not await reader.read()
+    assert not await reader.step()
+
+    assert not store.ranges
+
+
 async def test_hot_keys_of_a_slot_share_its_room() -> None:
     """Sixteen hot keys that drain at the same time are not all filled up at once: the slot has room for three."""
     pending, store = Pending(), NothingMore()

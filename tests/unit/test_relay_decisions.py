@@ -362,6 +362,31 @@ def test_the_window_ends_with_the_transactions_that_were_open() -> None:
         assert positions.open(0) is is_open
 
 
+def test_what_was_read_while_it_had_writers_is_looked_over() -> None:
+    """Between what was past when the reader began and what was past later lies what has to be looked over."""
+    positions = Positions()
+    positions.own([0])
+    positions.mark([(0, 100)], 0.0, [])
+    positions.seen(positions.forward(lambda _: 5), [(0, 300)], cut=True)
+    positions.mark([(0, 500)], 1.0, [])
+    positions.seen(positions.forward(lambda _: 5), [(0, 400)], cut=True)
+    assert positions.look_back(1, 1.0).left == {0: (0, 300)}
+
+
+def test_where_the_ids_of_a_new_slot_end_is_asked_at_once() -> None:
+    """Of a slot that another relay has given up nothing is known; the others are asked about once a second."""
+    positions = Positions()
+    assert not positions.mark_due(0.0), "there is no slot to ask about"
+    positions.own([0])
+    assert positions.mark_due(0.0)
+    positions.mark([], 0.0, [])
+    assert not positions.mark_due(0.5)
+    positions.own([1])
+    assert positions.mark_due(0.5)
+    positions.mark([], 0.5, [])
+    assert (positions.mark_due(1.4), positions.mark_due(1.6)) == (False, True)
+
+
 def test_the_window_of_a_slot_moves_on_without_waiting_for_the_others() -> None:
     """A slot with a million rows to look over keeps those of other slots waiting for nothing."""
     positions = Positions()
@@ -383,6 +408,24 @@ def test_a_slot_that_nobody_writes_to_needs_no_look_back() -> None:
     positions.seen(positions.forward(lambda _: 5), [(0, 300)], cut=True)
     assert not positions.open(0)
     assert not positions.look_back(1, 0.1).left
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_row_of_a_long_transaction_is_read_when_that_is_over(tells: bool) -> None:
+    """Nobody waits for a writer longer than ten seconds; when it ends after thirty, everything is read again at once,
+    and not only when a minute is over."""
+    table = Table(room=100, span=1000)
+    table.tells, table.drawn = tells, 9
+    table.visible = {1, 2, 3, 5, 6, 7, 8, 9}
+    for second in range(10, 40):
+        table.turn(float(second), bounded=False)
+    assert not table.positions.open(0)
+    table.visible.add(4)
+    table.turn(40.0, bounded=False)
+    assert table.got[-1] == 4
+    assert table.positions.sweep(40.5) is None
+    table.turn(41.0, bounded=False)
+    assert table.positions.sweep(41.5) is None, "once"
 
 
 def test_what_was_past_before_it_was_read_is_not_looked_over_again() -> None:
