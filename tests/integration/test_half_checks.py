@@ -144,33 +144,6 @@ async def test_no_check_is_sent_before_its_time(broker, engine, database_url, am
     assert (await half_row(engine, late)).check_sent == 0
 
 
-async def test_a_group_that_is_away_finds_one_check_and_nothing_was_counted(broker, engine, database_url, amqp_url):
-    """After forty intervals its queue holds one check for each half message, and none is nearer to being parked."""
-    async with coordinating(database_url, amqp_url, half_max_checks=2, **QUICK):
-        halves = [await prepare(broker) for _ in range(5)]
-        await ready(broker, GROUP_QUEUE, 5)
-
-        async def postponed_often():
-            # Each time it is due and not sent its time moves: forty times, seen from outside.
-            async with engine.connect() as connection:
-                times.add((await connection.execute(select(HALF.c.next_check_at).limit(1))).scalar_one())
-            assert len(times) >= 40
-
-        times = set()
-        await eventually(postponed_often, within=40)
-        assert await broker.count(GROUP_QUEUE) == 5
-        async with engine.connect() as connection:
-            found = (await connection.execute(select(HALF.c.state, HALF.c.checks, HALF.c.check_sent))).all()
-        assert found == [("PREPARED", 0, 1)] * 5
-        checks = await broker.drain(GROUP_QUEUE)
-        assert {UUID(each.message_id) for each in checks} == set(halves)
-        for each in checks:
-            await say(broker, "answer", each.message_id, each.headers["relmsg-half-check"], resolution="COMMIT")
-        for half_id in halves:
-            await becomes(engine, half_id, HalfState.COMMITTED)
-    assert Counter(row.message_id for row in await outbox_rows(engine)) == Counter(halves)
-
-
 async def test_a_lost_check_is_sent_anew(broker, engine, database_url, amqp_url):
     """A member took it and died, the queue was emptied or deleted: the next one comes, with the next number."""
     async with coordinating(database_url, amqp_url, **QUICK):
@@ -325,40 +298,6 @@ async def test_a_group_that_cannot_be_asked_holds_up_nobody(broker, engine, data
         of_shop = select(func.sum(HALF.c.check_sent), func.max(HALF.c.checks)).where(HALF.c.producer_group == "shop")
         assert (await connection.execute(of_shop)).one() == (0, 0)
     assert await counted(engine) == {"PREPARED": 303}
-
-
-async def test_two_coordinators_ask_once(broker, engine, database_url, amqp_url):
-    """Of 90 that are due, each is claimed by one of them, and its check is in the queue once."""
-    await store_halves(engine, 90)
-    async with (
-        coordinating(database_url, amqp_url, half_check_every=3600),
-        coordinating(database_url, amqp_url, half_check_every=3600),
-    ):
-        await ready(broker, GROUP_QUEUE, 90)
-        async with engine.connect() as connection:
-            assert (await connection.execute(select(func.sum(HALF.c.check_sent)))).scalar_one() == 90
-    checks = Counter(each.message_id for each in await broker.drain(GROUP_QUEUE))
-    assert set(checks.values()) == {1}
-
-
-async def test_ten_thousand_and_a_restart(broker, engine, database_url, amqp_url):
-    """However many are due after an outage, and however often coordinators come and go, the queue keeps its cap."""
-    await store_halves(engine, 10_000)
-    for _ in range(3):
-        async with coordinating(database_url, amqp_url):
-            await ready(broker, GROUP_QUEUE, MOST_WAITING)
-
-            async def none_is_due():
-                async with engine.connect() as connection:
-                    due = select(func.count()).where(HALF.c.next_check_at <= func.clock_timestamp())
-                    assert await connection.scalar(due) == 0
-
-            await eventually(none_is_due, within=30)
-            assert await broker.count(GROUP_QUEUE) == MOST_WAITING
-        async with engine.begin() as connection:
-            await connection.execute(update(HALF).values(next_check_at=func.clock_timestamp()))
-    async with engine.connect() as connection:
-        assert (await connection.execute(select(func.sum(HALF.c.check_sent)))).scalar_one() == MOST_WAITING
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.999])
