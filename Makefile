@@ -44,7 +44,8 @@ PLAIN_TESTS := tests/chaos/test_relay_killed.py $(addprefix tests/integration/te
 plain: $(STAMP) ## run the chain's tests with bulk frames switched off
 	@RELMSG_BULK=off $(LOCAL) run -- $(BIN)/python -m pytest -q $(PLAIN_TESTS) -k 'not $(ONLY_BULK)' $(ARGS)
 
-NEWEST_TESTS := tests/contract tests/chaos $(addprefix tests/integration/test_,relay.py inbox.py outbox_publish.py consumer.py)
+NEWEST_TESTS := tests/contract tests/assumptions/test_postgresql.py $(addprefix tests/chaos/test_,relay_killed.py half_producer_killed.py) \
+  $(addprefix tests/integration/test_,relay.py relay_scale.py inbox.py outbox_publish.py consumer.py)
 
 newest: $(STAMP) ## run the core tests on RabbitMQ 4 and PostgreSQL 17
 	@$(LOCAL) --rabbitmq 4 --postgres 17 run -- $(BIN)/python -m pytest -q $(NEWEST_TESTS) $(ARGS)
