@@ -263,6 +263,34 @@ async def test_an_earlier_row_that_was_committed_late_goes_first(
     assert bodies == list(range(10))
 
 
+async def test_a_message_of_a_long_transaction_is_sent_when_that_ends(
+    engine: AsyncEngine,
+    sessions: Sessions,
+    database_url: str,
+    amqp_url: str,
+    broker: Broker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A transaction stays open for longer than the window, and others go on meanwhile: its message is sent soon after
+    its commit, long before the sweep of every minute."""
+    monkeypatch.setattr("relmsg.outbox.positions.WINDOW_SECONDS", 2.0)
+    await broker.queue("q")
+    async with relaying(database_url, amqp_url) as relay:
+        positions = relay._reader._positions
+        async with sessions() as slow, slow.begin():
+            await OUTBOX.publish(slow, to(1))
+            await fill(engine, 500)
+
+            async def the_window_has_passed() -> None:
+                assert await broker.count("q") == 500
+                assert not any(positions.open(slot) for slot in range(64))
+
+            await eventually(the_window_has_passed, within=20)
+            assert positions._overdue
+        await emptied(engine, within=20)
+        assert await broker.count("q") == 501
+
+
 async def test_an_outage_of_the_database_is_told_once(
     engine: AsyncEngine,
     sessions: Sessions,
