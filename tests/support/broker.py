@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -124,14 +125,17 @@ class Broker:
             return False
         return True
 
-    async def drain(self, queue: str) -> list[Received]:
-        """Take all messages that are ready, oldest first, and ack them."""
+    async def drain(self, queue: str, most: float = math.inf) -> list[Received]:
+        """Take all messages that are ready, oldest first, and ack them.
+
+        Whoever waits for room is let in by the first that is taken, so say ``most`` where somebody does.
+        """
         taken: list[Received] = []
         async with self.channel() as channel:
-            while True:
+            while len(taken) < most:
                 got = await channel.basic_get(queue, no_ack=True)
                 if not isinstance(got.delivery, aiormq.spec.Basic.GetOk):
-                    return taken
+                    break
                 taken.append(
                     Received(
                         body=got.body,
@@ -141,3 +145,4 @@ class Broker:
                         redelivered=bool(got.delivery.redelivered),
                     )
                 )
+        return taken
