@@ -1,12 +1,14 @@
 """Real services for every test: a database and a virtual host of its own.
 
 The services are those of RELMSG_DATABASE_URL and RELMSG_AMQP_URL, as under `python compose/local.py run -- pytest`; a
-plain `pytest` starts them once. If they cannot be had the tests fail: they never skip.
+plain `pytest` starts them once. If they cannot be had the tests fail: they never skip. Each worker of `pytest -n 2` has
+a pair of its own, since there are tests that restart them: the first has those of the environment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,18 +19,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for compose.l
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from compose.local import Services
+from compose.local import Services, ServicesError
 from relmsg.database import create_engine
 from tests.support.broker import Broker
 from tests.support.databases import Databases
 from tests.support.processes import Processes
 from tests.support.vhosts import VirtualHosts
 
+WORKERS = 2  # one waits while another computes: more would only be in each other's way on two cores
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many `-n auto` is. Of services that somebody else runs there is no second pair: one."""
+    try:
+        services = Services.from_environment()
+    except ServicesError as error:
+        raise pytest.UsageError(str(error)) from None
+    return WORKERS if services is None or services.controlled else 1
+
 
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """The PostgreSQL and RabbitMQ of this session. Restart them, stop them, ask rabbitmqctl: see compose/local.py."""
-    with Services.obtain() as services:
+    services = Services.from_environment()
+    if services is None or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        services = services.another() if services else Services()
+        services.start()
+    with services:
         yield services
 
 

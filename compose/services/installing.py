@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -101,9 +102,15 @@ def _rabbitmq_version(directory: Path, userland: Userland) -> str:
 
 
 def install(packages: Sequence[str], report: Report) -> None:
-    """By apt-get, without letting the packages start services of their own, or put out what is installed."""
+    """By apt-get, without letting the packages start services of their own, or put out what is installed.
+
+    One at a time: apt-get itself gives up at once where another has its lists.
+    """
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     with contextlib.ExitStack() as temporary:
+        only_one = os.open("/var/lib/dpkg", os.O_RDONLY)
+        temporary.callback(os.close, only_one)
+        fcntl.flock(only_one, fcntl.LOCK_EX)
         # 101 is policy-rc.d's "not allowed"; the second keeps Debian from making a cluster that would never be used.
         for path, text, mode in (
             (Path("/usr/sbin/policy-rc.d"), "#!/bin/sh\nexit 101\n", 0o755),

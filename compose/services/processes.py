@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -23,6 +24,13 @@ class Process(TypedDict):
 
 # What this very process has started: it must be waited for, or it stays in the table as a zombie.
 _children: dict[tuple[int, str | None], subprocess.Popen[bytes]] = {}
+
+
+@atexit.register
+def _leave_behind() -> None:
+    """A server that an attached process has restarted outlives it, and its owner ends it: Popen need not warn."""
+    for child in _children.values():
+        child.returncode = child.poll() or 0
 
 
 def named(pid: int) -> Process:

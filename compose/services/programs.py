@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 from compose.services import trees
 from compose.services.environment import AMQP_URL, DATABASE_URL, MARIADB_URL
@@ -23,6 +24,11 @@ class Programs:
 
     directory: Path  # as it is called where they run
     userland: Userland = HERE
+
+    @classmethod
+    def of(cls, known: dict[str, Any]) -> Self:
+        """Those of a server in the state file."""
+        return cls(Path(known["bin"]), Userland.of(known))
 
     def named(self) -> dict[str, str | None]:
         """For the state file."""

@@ -52,6 +52,7 @@ class Services:
         self._report = report or (lambda _: None)
         self._management = management
         self._versions = (rabbitmq, postgres)
+        self._found: tuple[Programs, Programs] | None = None
         self._guard: Guard | None = None
         self._control(State(None))
 
@@ -133,13 +134,23 @@ class Services:
             named[STATE] = str(self.state_file)
         return named
 
+    def another(self) -> Services:
+        """A second pair, of the same programs, not started yet: for whoever must not meet those who use this one.
+
+        :raises ServicesError: if these were given by URL, or are gone.
+        """
+        state = self._state.read()
+        services = Services(self._report, management=self._management)
+        services._found = Programs.of(state["rabbitmq"]), Programs.of(state["postgres"])
+        return services
+
     def start(self) -> None:
         """Start both, at the same time, and return when both answer. On any failure nothing is left running.
 
         :raises ServicesError: if a service is missing and cannot be had, or does not answer within 90 s.
         :raises Interrupted: if ``cancellation`` calls it off.
         """
-        found = programs.find(self._report, self.cancellation, *self._versions)
+        found = self._found or programs.find(self._report, self.cancellation, *self._versions)
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 self._start(*found)

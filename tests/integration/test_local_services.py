@@ -284,6 +284,7 @@ def test_services_given_by_url_cannot_be_controlled():
     services = Services.given("postgresql+asyncpg://u@h/d", "amqp://h/")
     with services:
         assert not services.controlled
-        for refused in (services.restart_rabbitmq, services.stop_postgres, lambda: services.broker_pid):
+        controls = (services.restart_rabbitmq, services.stop_postgres, services.another, lambda: services.broker_pid)
+        for refused in controls:
             with pytest.raises(ServicesError, match="given by URL"):
                 refused()

@@ -37,6 +37,16 @@ def mounts():
     return Path("/proc/self/mountinfo").read_text().splitlines()
 
 
+async def versions(services):
+    """The major versions of PostgreSQL and RabbitMQ, as they tell them themselves."""
+    database = await asyncpg.connect(services.database_url.replace("+asyncpg", ""))
+    broker = await aiormq.connect(services.amqp_url)
+    told = await database.fetchval("SHOW server_version"), broker.server_properties["version"]
+    await database.close()
+    await broker.close()
+    return tuple(version.split(".")[0] for version in told)
+
+
 @pytest.mark.parametrize("before", [True, False], ids=["before the verb", "after it"])
 def test_the_options_may_stand_before_the_verb_and_after_it(monkeypatch, before):
     """What stands behind the command, or behind --, is the command's own; what is not said is left open."""
@@ -101,16 +111,13 @@ async def test_a_version_of_services_that_are_given_is_refused_in_one_line(child
 
 
 async def test_other_versions_than_the_machines_run_and_leave_no_mount(children):
-    """They answer, restart, listen and end like the machine's own, even after SIGKILL of local.py."""
+    """They answer, restart, listen and end like the machine's own, even after SIGKILL; a second pair has them too."""
     cache = {CACHE: os.environ[CACHE]} if CACHE in os.environ else {}
     options = ("--rabbitmq", "4", "--postgres", "17", "--management")
     process = await children.start(sys.executable, LOCAL, "up", *options, **cache)
     directory = Path((await process.line("RELMSG_LOCAL_STATE=(.*)", within=900))[1]).parent
     processes = services_of(process)
     services = Services.attach(directory / "state.json")
-    connection = await asyncpg.connect(services.database_url.replace("+asyncpg", ""))
-    assert (await connection.fetchval("SHOW server_version")).startswith("17.")
-    await connection.close()
     async with Broker(services.amqp_url) as broker:
         await broker.queue("kept")
         await broker.publish(b"still here", routing_key="kept")
@@ -118,9 +125,10 @@ async def test_other_versions_than_the_machines_run_and_leave_no_mount(children)
     await asyncio.to_thread(services.restart_rabbitmq, graceful=False)
     assert services.broker_pid != before
     processes.append(named(services.broker_pid))
-    connection = await aiormq.connect(services.amqp_url)
-    assert connection.server_properties["version"].startswith("4.")
-    await connection.close()
+    assert await versions(services) == ("17", "4")
+    with services.another() as second:
+        await asyncio.to_thread(second.start)
+        assert await versions(second) == ("17", "4")
     async with Broker(services.amqp_url) as broker:
         assert [each.body for each in await broker.drain("kept")] == [b"still here"]
     assert listens(services.management_url)
