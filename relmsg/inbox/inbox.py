@@ -36,7 +36,7 @@ from relmsg.settings import amqp_urls
 from relmsg.topology import ERROR_EXCHANGE
 
 PREFETCH = 250
-GROUPS_AHEAD = 5  # of a list handler: some run or commit while others are on their way from the broker
+GROUPS_AHEAD = 5  # some run or commit while others are on their way from the broker
 MOST = 65_535  # AMQP: a prefetch count has 16 bits
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -54,8 +54,8 @@ class Inbox:
     :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
     :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
         is made from their content, and two equal messages are one.
-    :param prefetch: messages the broker hands over ahead of the acks, for each queue. By default 250, or five groups of
-        the largest list handler of the queue (1000) where that is more: one group fills while others commit. What one
+    :param prefetch: messages the broker hands over ahead of the acks, for each queue. By default 250, or five of the
+        queue's largest groups (1000 with a list handler) where that is more: one fills while others commit. What one
         process holds another cannot have, and all of it is held in memory: with handlers that take seconds and several
         processes on one queue, or with large bodies, a small number, such as twice ``concurrency``, is better.
     :param concurrency: handlers that run at a time, for all queues together.
@@ -226,7 +226,7 @@ class Inbox:
 
     def _prefetch_of(self, told: int | None) -> dict[str, int]:
         """For each queue what was told, or what keeps its groups full."""
-        largest = self._registry.largest_list
+        largest = self._registry.largest_group
         return {queue: told or min(MOST, max(PREFETCH, largest(queue) * GROUPS_AHEAD)) for queue in self.queues}
 
     def _assemble(

@@ -40,11 +40,9 @@ class Registry:
                 )
         self._handlers[handler.queue, handler.type] = handler
 
-    def largest_list(self, queue: str) -> int:
-        """How many messages the largest list handler of a queue takes at once; 0 if it has none."""
-        return max(
-            (each.group for each in self._handlers.values() if each.queue == queue and each.takes_lists), default=0
-        )
+    def largest_group(self, queue: str) -> int:
+        """How many messages the handlers of a queue may have in one transaction; 0 if it has none."""
+        return max((each.group for each in self._handlers.values() if each.queue == queue), default=0)
 
     def find(self, queue: str, type_: str | None) -> Handler:
         """The handler for a message.

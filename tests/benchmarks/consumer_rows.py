@@ -13,7 +13,9 @@ from tests.benchmarks.program import python
 
 FASTSTREAM, AIO_PIKA = "FastStream + AsyncSession", "aio-pika + asyncpg pool of 10"
 ALONE, FLUSHED, UNFLUSHED = "ORM handler, a transaction each", "ORM handler, group, flush", "ORM handler, group"
-CORE, DRIVER, LIST = "Core handler, group", "asyncpg handler, group", "list handler"
+CORE, DRIVER = "Core handler, group", "asyncpg handler, group"
+LIST = "list handler"
+WIDE_DRIVER, WIDE_LIST = "asyncpg handler, group=200", "list handler, group=1000"
 FIRST, DUPLICATES = "first deliveries", "duplicates only"
 EMPTY, LARGE = "empty inbox", "inbox of 10,000,000"
 GROUP, LIST_GROUP = 50, 200
@@ -64,8 +66,10 @@ COMPARISONS = (
             Contender(UNFLUSHED, relmsg("orm", group=GROUP), 12_000, 600),
             Contender(CORE, relmsg("core", group=GROUP), 15_000, 1_000),
             Contender(DRIVER, relmsg("driver", group=GROUP), 20_000, 1_000),
+            Contender(WIDE_DRIVER, relmsg("driver", group=200), 20_000, 1_000),
             Contender(AIO_PIKA, aio_pika, 3_000, 300, peer=True),
             Contender(LIST, relmsg("many", group=LIST_GROUP), 50_000, 2_000),
+            Contender(WIDE_LIST, relmsg("many", group=1000), 50_000, 2_000),
         ),
         (
             Row(
@@ -78,7 +82,9 @@ COMPARISONS = (
             Row("ORM handler, group commit, flush left to relmsg, against the same", Goal(4), UNFLUSHED, FASTSTREAM),
             Row("Core handler, group commit, against aio-pika + asyncpg pool of 10", Goal(6), CORE, AIO_PIKA),
             Row("asyncpg handler, group commit, against the same", Goal(6), DRIVER, AIO_PIKA),
+            Row("asyncpg handler, `group=200`, against the same", Goal(6), WIDE_DRIVER, AIO_PIKA),
             Row("list handler against the same", Goal(16), LIST, AIO_PIKA),
+            Row("list handler, `group=1000`, against the same", Goal(16), WIDE_LIST, AIO_PIKA),
         ),
     ),
     Comparison(

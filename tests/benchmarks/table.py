@@ -52,12 +52,14 @@ class Result:
 
 
 def results(comparisons: Sequence[Comparison], measured: Mapping[str, Measured]) -> list[Result]:
-    """One for each row of what was measured."""
+    """One for each row of what was measured; a row that is younger than the run has none."""
     found = []
     for comparison in comparisons:
         if (of := measured.get(comparison.name)) is None:
             continue
         for row in comparison.rows:
+            if not {row.ours, row.peer or row.ours} <= of.samples.keys() | of.failures.keys():
+                continue
             failed = [f"{name}: {of.failures[name]}" for name in (row.ours, row.peer) if name in of.failures]
             why = " ".join("; ".join(failed).split()).replace("|", "/")
             found.append(Result(row, of.samples.get(row.ours, []), of.samples.get(row.peer or "", []), why))

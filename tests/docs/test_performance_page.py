@@ -24,6 +24,13 @@ def test_every_recorded_run_was_a_whole_one_on_durable_services() -> None:
     assert not any(run.setup["quick"] for run in [*record.bench, *record.scale])
 
 
+def test_every_row_of_the_suite_has_a_figure() -> None:
+    """The newest runs have measured all that the suite has today."""
+    record = Record.read(DOCS / page.FIGURES)
+    shown = {result.row for run in (record.bench[0], record.scale[0]) for result in results(COMPARISONS, run.measured)}
+    assert shown == {row for comparison in COMPARISONS for row in comparison.rows}
+
+
 def test_every_goal_that_is_not_reached_is_explained() -> None:
     """The page names each row that misses its goal where it says why."""
     record = Record.read(DOCS / page.FIGURES)

@@ -53,6 +53,15 @@ def test_a_row_without_a_peer_is_about_the_figure_itself() -> None:
     assert "| poll | at most 1 ms | **3.00 ms** (3.00-3.00) | **no** | 3.00 (3.00-3.00)" in table
 
 
+def test_a_row_that_is_younger_than_a_run_has_no_figure_of_it() -> None:
+    """Beside a run that has it the column stays empty; the other rows keep theirs."""
+    young = Row("younger", Goal(1), "new", "peer")
+    now = {"relay": Measured({**MEASURED["relay"].samples, "new": [sample(250)]})}
+    rows = [comparison(AGAINST, young)]
+    lines = markdown(results(rows, now), "quorum", [results(rows, MEASURED)]).splitlines()
+    assert [line.split(" | ")[3] for line in lines[2:]] == ["4.80x", ""]
+
+
 def test_a_peer_that_failed_costs_its_rows_and_says_why_in_one_line() -> None:
     """The row is there, without figures, and its table stays a table."""
     failed = {"relay": Measured({"ours": [sample(100)]}, {"peer": "CheckFailed: ended\nNo module | named peer"})}

@@ -352,12 +352,18 @@ def test_an_inbox_wants_a_sessionmaker(wrong):
         Inbox("billing", wrong)
 
 
-def test_the_prefetch_of_a_queue_holds_five_groups_of_lists_unless_one_is_told() -> None:
-    """1000 for lists of 200, 250 without list handlers, and never more than AMQP can say."""
+def test_the_prefetch_of_a_queue_holds_five_of_its_largest_groups_unless_one_is_told() -> None:
+    """1000 for lists of 200, 250 for groups of 50 and less, and never more than AMQP can say."""
     inbox = Inbox("billing", async_sessionmaker())
 
     @inbox.handler("one", queue="singles")
     async def one(message: Message) -> None: ...
+
+    @inbox.handler("alone", queue="alone", group=1)
+    async def alone(message: Message) -> None: ...
+
+    @inbox.handler("wide", queue="wide", group=200)
+    async def wide(message: Message) -> None: ...
 
     @inbox.handler("many", queue="lists")
     async def many(messages: list[Message]) -> None: ...
@@ -365,5 +371,6 @@ def test_the_prefetch_of_a_queue_holds_five_groups_of_lists_unless_one_is_told()
     @inbox.handler("huge", queue="huge", group=60_000, consumer="huge")
     async def huge(messages: list[Message]) -> None: ...
 
-    assert inbox._prefetch_of(None) == {"singles": 250, "lists": 1000, "huge": 65_535}
-    assert inbox._prefetch_of(7) == {"singles": 7, "lists": 7, "huge": 7}
+    held = {"singles": 250, "alone": 250, "wide": 1000, "lists": 1000, "huge": 65_535}
+    assert inbox._prefetch_of(None) == held
+    assert inbox._prefetch_of(7) == dict.fromkeys(held, 7)
