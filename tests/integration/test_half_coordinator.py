@@ -447,7 +447,7 @@ async def test_the_error_queue_has_to_take_it_before_it_is_acked(broker, databas
             assert await broker.count(QUEUE) == 0  # it holds it unacked
 
         await eventually(tried)
-        drained = await broker.drain(ERRORS)
+        drained = await broker.drain(ERRORS, most=await broker.count(ERRORS))
         assert {each.message_id for each in drained} == {"full"}
 
         async def taken():

@@ -117,7 +117,7 @@ async def test_a_nacked_message_is_sent_again_until_there_is_room(amqp_url, brok
         publishing = asyncio.create_task(publisher.publish_many(messages))
         done, _ = await asyncio.wait({publishing}, timeout=0.3)
         assert not done
-        assert [got.body for got in await broker.drain("full")] == [b"first"]
+        assert [got.body for got in await broker.drain("full", most=1)] == [b"first"]
         receipts = await asyncio.wait_for(publishing, timeout=20)
     assert [type(receipt) for receipt in receipts] == [Confirmed, Returned]
     assert [(got.body, got.message_id) for got in await broker.drain("full")] == [(b"second", str(messages[0].id))]
