@@ -23,7 +23,8 @@ Prefetch = Annotated[
         "--prefetch",
         metavar="N",
         show_default=False,
-        help="Messages taken ahead of the acks, for each queue. By default 250, or 1000 with a list handler.",
+        help="Messages taken ahead of the acks, for each queue. By default 250, or 1000 with a list handler, or more "
+        "with larger groups.",
     ),
 ]
 Concurrency = Annotated[
