@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import pytest
@@ -54,6 +54,13 @@ class Work:
         while self.line.pace.size < 8:
             self.line.pace.went_well(self.line.pace.size, None)
 
+    async def end(self) -> None:
+        """Begin nothing more, and leave nothing running: the loop of the test is closed after it."""
+        self.dispatcher.drop_waiting()
+        for task in self.dispatcher.tasks:
+            task.cancel()
+        await asyncio.gather(*self.dispatcher.tasks, return_exceptions=True)
+
     async def _one(self, item: Item, line: Line[Item], waits: Callable[[], None]) -> None:
         self.waits[item.name] = waits
         await self._many([item], line)
@@ -73,9 +80,23 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_what_comes_in_one_turn_is_one_group_and_one_task() -> None:
+@pytest.fixture
+async def working() -> AsyncIterator[Callable[[int], Work]]:
+    """Makes a ``Work`` with so many places."""
+    made: list[Work] = []
+
+    def make(concurrency: int) -> Work:
+        made.append(Work(concurrency))
+        return made[-1]
+
+    yield make
+    for work in made:
+        await work.end()
+
+
+async def test_what_comes_in_one_turn_is_one_group_and_one_task(working: Callable[[int], Work]) -> None:
     """Full groups begin beside each other, no more than there are places, the next where one ends."""
-    work = Work(2)
+    work = working(2)
     work.grow()
     await work.put(*map(str, range(20)))
     assert [len(each) for each in work.begun] == [8, 8]
@@ -87,9 +108,9 @@ async def test_what_comes_in_one_turn_is_one_group_and_one_task() -> None:
     assert not work.dispatcher.tasks
 
 
-async def test_a_partial_group_does_not_wait_for_long() -> None:
+async def test_a_partial_group_does_not_wait_for_long(working: Callable[[int], Work]) -> None:
     """It begins beside a group that goes on and on, although nothing comes and nothing ends."""
-    work = Work(2)
+    work = working(2)
     work.grow()
     await work.put("a")
     await work.put("b", "c")
@@ -100,9 +121,9 @@ async def test_a_partial_group_does_not_wait_for_long() -> None:
     await eventually(begun)
 
 
-async def test_a_message_that_only_waits_gives_its_place_to_others() -> None:
+async def test_a_message_that_only_waits_gives_its_place_to_others(working: Callable[[int], Work]) -> None:
     """Between two attempts a message takes no place; those of its key wait for it all the same."""
-    work = Work(1)
+    work = working(1)
     await work.put(Item("a1", "a"), Item("a2", "a"), Item("b1", "b"))
     assert work.begun == [["a1"]]
     work.waits["a1"]()
@@ -114,9 +135,9 @@ async def test_a_message_that_only_waits_gives_its_place_to_others() -> None:
     assert work.begun == [["a1"], ["b1"], ["a2"]]
 
 
-async def test_what_comes_back_is_handled_before_what_came_later() -> None:
+async def test_what_comes_back_is_handled_before_what_came_later(working: Callable[[int], Work]) -> None:
     """A group that gives messages back leaves them at the head of their line."""
-    work = Work(1)
+    work = working(1)
     work.grow()
     await work.put("a", "b", "c")
     await work.put("d")
@@ -126,9 +147,9 @@ async def test_what_comes_back_is_handled_before_what_came_later() -> None:
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one", "many"])
-async def test_a_fault_of_ours_is_told(alone: bool) -> None:
+async def test_a_fault_of_ours_is_told(working: Callable[[int], Work], alone: bool) -> None:
     """An exception that comes out of the handling is never swallowed, and its place is free again."""
-    work = Work(1)
+    work = working(1)
     work.grow()
     await work.put(Item("a", alone=alone), "b", "c")
     fault = RuntimeError("ours")
@@ -139,9 +160,9 @@ async def test_a_fault_of_ours_is_told(alone: bool) -> None:
     assert len(work.begun) == 2
 
 
-async def test_nothing_begins_after_a_drop() -> None:
+async def test_nothing_begins_after_a_drop(working: Callable[[int], Work]) -> None:
     """drop_waiting tells what had not begun; what runs may end, and what it gives back is told by the next call."""
-    work = Work(1)
+    work = working(1)
     work.grow()
     await work.put("a", "b")
     await work.put("c")
