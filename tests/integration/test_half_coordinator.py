@@ -417,7 +417,7 @@ async def test_a_queue_that_was_deleted_is_made_again(broker, engine, database_u
         async def prepared():
             try:
                 return await prepare(broker)
-            except aiormq.exceptions.PublishError:
+            except aiormq.exceptions.DeliveryError:  # returned; or nacked, by a queue that is just being made
                 raise AssertionError from None
 
         half_id = await eventually(prepared, within=20)
