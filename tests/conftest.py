@@ -42,9 +42,9 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """The PostgreSQL and RabbitMQ of this session. Restart them, stop them, ask rabbitmqctl: see compose/local.py."""
-    services = Services.from_environment()
-    if services is None or os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        services = services.another() if services else Services()
+    services = Services.obtain()
+    if not services.owned and os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
+        services = services.another()
         services.start()
     with services:
         yield services
