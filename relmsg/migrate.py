@@ -26,7 +26,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from relmsg import catalogue
-from relmsg.database import create_engine, translated
+from relmsg.database import create_engine
+from relmsg.db.failures import translated
 from relmsg.errors import DatabaseAway, SchemaError
 from relmsg.retry import full_jitter
 from relmsg.schema import DEFAULT_SCHEMA, tables

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from relmsg.errors import UsageError
+from relmsg.exceptions import attribute, causes, members
 
 
 def full_jitter(attempt: int, base: float, cap: float, chance: Callable[[], float] = random.random) -> float:
@@ -26,8 +27,9 @@ class Retry:
     jitter: at most ``base`` seconds after the first, doubling up to ``cap``. No further attempt starts once ``budget``
     seconds have passed since the first one began: while a message is retried it takes a place in the prefetch window.
 
-    An exception is retried if it is one of ``on`` and none of ``never``. An exception that says ``retryable = False``
-    of itself, as all of relmsg's do, is never retried. The whole transaction is tried again, never a part.
+    An exception is retried if it is one of ``on`` and neither it nor anything it came from is one of ``never``. An
+    ``ExceptionGroup`` counts as each of its members. An exception that says ``retryable = False`` of itself, as all of
+    relmsg's do, is never retried. The whole transaction is tried again, never a part.
 
     :raises UsageError: for a policy that could never work.
     """
@@ -60,6 +62,9 @@ class Retry:
 
     def retries(self, error: BaseException) -> bool:
         """Whether this policy ever tries again after ``error``."""
-        if isinstance(error, self.never) or getattr(error, "retryable", True) is False:
+        if self.never and any(isinstance(each, self.never) for each in causes(error)):
             return False
-        return isinstance(error, self.on)
+        alike = members(error)
+        if any(attribute(each, "retryable") is False for each in alike):
+            return False
+        return any(isinstance(each, self.on) for each in alike)

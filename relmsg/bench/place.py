@@ -17,7 +17,8 @@ from relmsg.broker.declare import declare
 from relmsg.broker.publisher import Publisher
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.remove import delete_exchange, delete_queue, purge_queue
-from relmsg.database import create_engine, translated
+from relmsg.database import create_engine
+from relmsg.db.failures import translated
 from relmsg.errors import AccessRefused, RelmsgError, ServiceAway
 from relmsg.message import Message
 from relmsg.migrate import upgrade

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import struct
-import traceback
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
+from relmsg.exceptions import text_of, trace_of
 from relmsg.settings import redact
 
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
@@ -59,7 +59,7 @@ def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at:
         del came[name]
         touched.append(f"{name} (dropped)")
     room = min(TRACE_BYTES, budget - encoded_size(came) - len(names.EXCEPTION_STACKTRACE) - 8)
-    trace = _end(redact("".join(traceback.format_exception(failed.error))), max(0, room))
+    trace = _end(redact(trace_of(failed.error)), max(0, room))
     headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
     if touched:
         headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), LISTED_BYTES)
@@ -69,7 +69,7 @@ def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at:
 def _diagnosis(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
-        names.EXCEPTION_MESSAGE: _start(redact(str(failed.error)) or kind.__name__, TEXT_BYTES),
+        names.EXCEPTION_MESSAGE: _start(redact(text_of(failed.error)) or kind.__name__, TEXT_BYTES),
         names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", TEXT_BYTES),
         names.REASON: failed.reason,
         names.ATTEMPTS: failed.attempts,

@@ -14,9 +14,9 @@ from relmsg.broker.delivery import Delivery
 from relmsg.broker.diagnosis import Failure, error_headers
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import Publication
+from relmsg.db.failures import named
 from relmsg.errors import RelmsgError
 from relmsg.topology import error_queue_name
-from relmsg.trouble import named
 
 log = logging.getLogger(__name__)
 

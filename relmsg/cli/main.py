@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -13,8 +12,9 @@ import typer
 
 from relmsg import failpoint
 from relmsg.cli import bench, consume, database, errors, half, outbox, output, relay, topology
-from relmsg.database import translate
+from relmsg.db.failures import translate
 from relmsg.errors import RelmsgError
+from relmsg.exceptions import trace_of
 from relmsg.settings import redact
 
 # A group of verbs: `relmsg db check`. Its module has an `app`.
@@ -107,7 +107,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
         output.complain(redact(str(known)))
         return known.exit_code
     if debug:
-        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+        sys.stderr.write(redact(trace_of(error)))
     output.complain(
         f"unexpected {type(error).__name__}: {redact(str(error))} (a fault of relmsg, please report it; "
         "`relmsg --debug …` shows where)"

@@ -8,23 +8,19 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.broker.envelope import Envelope
-from relmsg.database import translate
+from relmsg.db.deadline import answering
+from relmsg.db.failures import FailureKind, brief, failure_kind
 from relmsg.errors import DatabaseAway
 from relmsg.half import statements as sql
 from relmsg.half.half import MILLISECOND, Half
 from relmsg.half.protocol import Answer, Refusal
 from relmsg.half.state import DECIDES, HalfState, Resolution
 from relmsg.schema import DEFAULT_SCHEMA, quoted
-from relmsg.trouble import answering, brief, sqlstate
 
 ANSWER_SECONDS = 30.0
-# PostgreSQL documentation, appendix A: data exceptions, integrity, program limits. What else can go wrong with these
-# statements is the state of the database, and passes.
-BLAMED = ("22", "23", "54")
 
 
 class Decided(NamedTuple):
@@ -202,9 +198,8 @@ class HalfStore:
         except DatabaseAway:
             raise
         except Exception as error:
-            if (sqlstate(error) or "")[:2] in BLAMED or (
-                translate(error) is None and not isinstance(error, DBAPIError)
-            ):
+            # What the database refuses for the message's sake is told as it is; all else is its state, and passes.
+            if failure_kind(error) in (None, FailureKind.THEIRS):
                 raise
             raise DatabaseAway(brief(error)) from error
 

@@ -13,6 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
+from relmsg.db.deadline import answering
+from relmsg.db.failures import is_away, is_contention, named
 from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
@@ -35,7 +37,6 @@ from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.message import Message
 from relmsg.retry import Retry
-from relmsg.trouble import answering, is_away, is_contention, named
 
 log = logging.getLogger(__name__)
 

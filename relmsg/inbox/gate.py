@@ -10,10 +10,10 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from relmsg.clock import Clock, SystemClock
+from relmsg.db.failures import brief
 from relmsg.inbox.outcome import Unsettled
 from relmsg.inbox.rest import Rest
 from relmsg.retry import full_jitter
-from relmsg.trouble import brief
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

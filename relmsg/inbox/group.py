@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
+from relmsg.db.deadline import answering
+from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
 from relmsg.inbox.attempt import Task, judged, patience, proven
 from relmsg.inbox.call import Took, called
@@ -22,7 +24,6 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import New, Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
-from relmsg.trouble import answering, brief, is_contention
 
 log = logging.getLogger(__name__)
 

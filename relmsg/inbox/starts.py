@@ -14,10 +14,11 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
+from relmsg.db.deadline import answering
+from relmsg.db.failures import brief
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Duplicate, Handled, Outcome, Unsettled
 from relmsg.inbox.store import Store
-from relmsg.trouble import answering, brief
 
 log = logging.getLogger(__name__)
 

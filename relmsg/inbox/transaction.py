@@ -13,8 +13,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
+from relmsg.db.failures import sqlstate
 from relmsg.inbox.outcome import HandlerEndedTransaction, StatementSwallowed
-from relmsg.trouble import sqlstate
 
 FAILED_TRANSACTION = "25P02"
 ENDING = re.compile(

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from relmsg.database import translate
+from relmsg.db.failures import translate
 from relmsg.errors import DatabaseAway
 from relmsg.outage import Outage
 
@@ -72,9 +72,11 @@ class Driver:
                 raise away from error
             except Exception as error:
                 await self._drop()
-                meant = translate(error) or error
+                meant = translate(error)
                 if isinstance(meant, DatabaseAway):
                     self._outage.began(self, meant)
+                if meant is None or meant is error:
+                    raise
                 raise meant from error
             self._outage.ended(self)
             return records

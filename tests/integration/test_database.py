@@ -11,7 +11,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from relmsg.database import create_engine, normalised, translate, translated
+from relmsg.database import create_engine, normalised
+from relmsg.db.failures import translate, translated
 from relmsg.errors import AccessRefused, DatabaseAway, SettingsError
 
 

@@ -10,7 +10,8 @@ from sqlalchemy import func, select, text
 from sqlalchemy.schema import CreateSchema
 
 from relmsg import migrate
-from relmsg.database import create_engine, translated
+from relmsg.database import create_engine
+from relmsg.db.failures import translated
 from relmsg.errors import AccessRefused, DatabaseAway, SchemaError, SettingsError
 from relmsg.schema import SLOTS, tables
 

@@ -53,3 +53,34 @@ def test_a_policy_that_could_never_work_is_refused(options: dict[str, float]) ->
     """Mistakes in a policy are told where it is written."""
     with pytest.raises(UsageError):
         Retry(**options)  # type: ignore[arg-type]
+
+
+def test_never_is_looked_for_in_groups_and_causes() -> None:
+    """An error that holds or came from one of ``never`` is not tried again."""
+    retry = Retry(never=(KeyError,))
+    caused = ValueError("caused")
+    caused.__cause__ = KeyError("never")
+    in_context = ValueError("in context")
+    in_context.__context__ = KeyError("never")
+    for error in (KeyError(), caused, in_context, ExceptionGroup("g", [ValueError(), KeyError()])):
+        assert not retry.retries(error)
+    assert retry.retries(ExceptionGroup("g", [ValueError()]))
+
+
+def test_on_is_looked_for_in_groups() -> None:
+    """A group is tried again if one of its members would be."""
+    retry = Retry(on=(ConnectionError,))
+    assert retry.retries(ExceptionGroup("g", [ConnectionResetError()]))
+    assert not retry.retries(ExceptionGroup("g", [ValueError()]))
+
+
+def test_a_retryable_that_raises_is_none_said() -> None:
+    """An exception whose ``retryable`` raises is tried again as any other."""
+
+    class Hostile(Exception):
+        @property
+        def retryable(self) -> bool:
+            raise RuntimeError
+
+    assert Retry().retries(Hostile())
+    assert not Retry().retries(ExceptionGroup("g", [UsageError("not again")]))

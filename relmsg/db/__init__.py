@@ -1,0 +1,1 @@
+"""PostgreSQL, as every part of relmsg meets it."""
