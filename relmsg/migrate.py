@@ -12,14 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary
 
-import alembic.context
-import alembic.op
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -30,8 +25,12 @@ from relmsg.database import create_engine
 from relmsg.db.failures import translated
 from relmsg.errors import DatabaseAway, SchemaError
 from relmsg.retry import full_jitter
-from relmsg.schema import DEFAULT_SCHEMA, tables
-from relmsg.settings import schema_name
+from relmsg.schema import tables
+from relmsg.settings import schema_in_force
+
+if TYPE_CHECKING:  # Alembic takes a fifth of a second to import: only who migrates or compares needs it
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 T = TypeVar("T")
 
@@ -45,17 +44,18 @@ _LOCK_NOT_AVAILABLE = "55P03"
 _turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
-async def upgrade(url: str | URL, schema: str = DEFAULT_SCHEMA) -> list[str]:
+async def upgrade(url: str | URL, schema: str | None = None) -> list[str]:
     """Bring the schema to the newest version, creating it if it is missing; the revisions applied, oldest first.
 
     All of it is one transaction: it is there or it is not. Any number of processes may call this at the same time; one
     works, the others wait and find nothing left to do. A lock is awaited for 1 s at most, then everything is
-    rolled back and tried again, ten times in all.
+    rolled back and tried again, ten times in all. The schema is that of ``RELMSG_SCHEMA`` unless given.
 
     :raises SchemaError: if the schema is newer than this code, or holds relmsg's tables without their version.
     :raises DatabaseAway: if PostgreSQL does not answer, or a table stayed locked by another session.
     :raises AccessRefused: wrong user, password or database, or no permission to create.
     """
+    schema = schema_in_force(schema)
     engine = create_engine(url, poolclass=NullPool)
     try:
         async with _turns.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
@@ -78,13 +78,13 @@ async def upgrade(url: str | URL, schema: str = DEFAULT_SCHEMA) -> list[str]:
     raise AssertionError("unreachable")
 
 
-def upgrade_connection(connection: Connection, schema: str = DEFAULT_SCHEMA) -> list[str]:
+def upgrade_connection(connection: Connection, schema: str | None = None) -> list[str]:
     """``upgrade`` inside the caller's transaction, which is neither committed nor retried; any driver will do.
 
     Made for a revision in an application's own Alembic tree: ``migrate.upgrade_connection(op.get_bind())``. Inside the
     transaction ``lock_timeout`` is 1 s from here on.
     """
-    schema_name(schema)
+    schema = schema_in_force(schema)
     connection.execute(text("SET LOCAL lock_timeout = '60s'"))
     connection.execute(
         text("SELECT pg_advisory_xact_lock(hashtextextended('relmsg db upgrade ' || CAST(:schema AS text), 0))"),
@@ -104,15 +104,15 @@ def upgrade_connection(connection: Connection, schema: str = DEFAULT_SCHEMA) -> 
     return _run(connection, schema, schema_exists=bool(exists))
 
 
-def sql(schema: str = DEFAULT_SCHEMA) -> str:
+def sql(schema: str | None = None) -> str:
     """What ``upgrade`` does to an empty database, as plain SQL in one transaction, version table included."""
-    schema_name(schema)
+    schema = schema_in_force(schema)
     written = io.StringIO()
     _run(None, schema, output=written)
     return written.getvalue()
 
 
-async def check(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEMA) -> list[str]:
+async def check(bind: AsyncEngine | AsyncConnection, schema: str | None = None) -> list[str]:
     """One line for each difference between the database and ``relmsg.schema``; none if all is as it should be.
 
     Compared: tables, columns, types, nullability, defaults, generated expressions, identities, constraints, indexes
@@ -121,17 +121,17 @@ async def check(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEM
 
     :raises DatabaseAway, AccessRefused: if the comparison could not be made.
     """
-    schema_name(schema)
+    schema = schema_in_force(schema)
     return await _on(bind, _differences, schema)
 
 
-async def require_current(bind: AsyncEngine | AsyncConnection, schema: str = DEFAULT_SCHEMA) -> None:
+async def require_current(bind: AsyncEngine | AsyncConnection, schema: str | None = None) -> None:
     """Return if the schema has the version this code is made for, and its tables. Every process calls it at its start.
 
     :raises SchemaError: if relmsg's tables are missing, older, or newer than this code; its text says what to do.
     :raises DatabaseAway, AccessRefused: if it could not be found out.
     """
-    schema_name(schema)
+    schema = schema_in_force(schema)
     version = await _on(bind, _version, schema)
     newest, *older = _revisions()
     if version is None:
@@ -155,7 +155,7 @@ def include_object(
     reflected: bool,
     compare_to: Any,
     *,
-    schema: str = DEFAULT_SCHEMA,
+    schema: str | None = None,
 ) -> bool:
     """For ``context.configure(include_object=…)`` of an application's own Alembic: leaves out relmsg's tables.
 
@@ -164,6 +164,7 @@ def include_object(
     application's metadata has a table of that name itself. For another schema's name:
     ``functools.partial(include_object, schema="messages")``.
     """
+    schema = schema_in_force(schema)
     ours = {table.name for table in tables(schema).metadata.tables.values()} | {VERSION_TABLE}
     if type_ != "table":  # Alembic asks for indexes and constraints only of tables it has let in
         return True
@@ -179,11 +180,15 @@ def location() -> Path:
     return shipped if shipped.is_dir() else package.parent / "migrations"
 
 
-def _scripts() -> ScriptDirectory:
-    return ScriptDirectory.from_config(_config())
+def _scripts(config: Config) -> ScriptDirectory:
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(config)
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(location()).replace("%", "%%"))
     return config
@@ -192,7 +197,7 @@ def _config() -> Config:
 @lru_cache
 def _revisions() -> tuple[str, ...]:
     """Every revision this code knows, the newest first."""
-    return tuple(script.revision for script in _scripts().walk_revisions())
+    return tuple(script.revision for script in _scripts(_config()).walk_revisions())
 
 
 def _run(
@@ -202,9 +207,11 @@ def _run(
     schema_exists: bool = False,
     output: io.StringIO | None = None,
 ) -> list[str]:
+    from alembic.runtime.environment import EnvironmentContext
+
     applied: list[str] = []
     config = _config()
-    scripts = ScriptDirectory.from_config(config)
+    scripts = _scripts(config)
 
     def note(*, step: Any, **_: Any) -> None:
         applied.extend(step.up_revision_ids)
@@ -234,6 +241,9 @@ def _nested() -> Iterator[None]:
     """Let Alembic run inside a revision that Alembic runs: leaving a context empties ``alembic.op`` and
     ``alembic.context``, and the outer revision still needs them.
     """
+    import alembic.context
+    import alembic.op
+
     modules = (vars(alembic.op), vars(alembic.context))
     before = [dict(module) for module in modules]
     try:

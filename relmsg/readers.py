@@ -10,6 +10,18 @@ from collections.abc import Callable
 from typing import Any
 
 
+def line_break(text: str) -> str | None:
+    """What is wrong with a text that holds the end of a line; None if it holds none.
+
+    It comes from a file that was written on Windows, or from ``$(cat file)`` in quotes, and is seen in no terminal.
+    """
+    if "\r" in text:
+        return r"holds a carriage return (\r): the file it comes from has Windows line ends, save it with plain ones"
+    if "\n" in text:
+        return r"holds a line feed (\n): take the end of the line away"
+    return None
+
+
 def http_url(text: str) -> str:
     """An http:// or https:// URL with a host."""
     if not re.fullmatch(r"https?://[^/\s]\S*", text):
@@ -49,6 +61,17 @@ def number(kind: type[int] | type[float], least: float, most: float, unit: str) 
     return read
 
 
+def one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
+    """A reader of one word out of a few, in small or capital letters."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in choices:
+            raise ValueError(f"is not {', '.join(choices[:-1])} or {choices[-1]}")
+        return value.lower()
+
+    return read
+
+
 SWITCH = {"on": True, "true": True, "off": False, "false": False}
 
 
@@ -63,6 +86,8 @@ def switch(value: Any) -> bool:
 
 def single(value: Any, read: Callable[[Any], Any]) -> Any:
     """The value, read by its reader; only numbers and switches may stand in a TOML file without quotes."""
+    if isinstance(value, str) and (broken := line_break(value)):
+        raise ValueError(broken)
     if isinstance(value, dict | list):
         raise ValueError("is not a single value: settings stand at the top of the file, outside of [tables]")
     is_number = getattr(read, "__qualname__", "").startswith("number")

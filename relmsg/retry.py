@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, TypeAlias
 
-from relmsg.errors import UsageError
+from relmsg import arguments
 from relmsg.exceptions import attribute, causes, members
 
 
@@ -19,13 +21,22 @@ def full_jitter(attempt: int, base: float, cap: float, chance: Callable[[], floa
     return chance() * min(cap, base * 2.0 ** min(attempt - 1, 60))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+MOST_ATTEMPTS: Final = 1_000_000
+
+Seconds: TypeAlias = float | timedelta
+Exceptions: TypeAlias = type[BaseException] | Collection[type[BaseException]]
+
+
+@dataclass(frozen=True, slots=True, init=False)
 class Retry:
     """How often a handler is tried inside the consumer before its message goes to the error exchange.
 
     ``attempts`` counts all tries, the first included. Between two of them stands an exponential backoff with full
     jitter: at most ``base`` seconds after the first, doubling up to ``cap``. No further attempt starts once ``budget``
     seconds have passed since the first one began: while a message is retried it takes a place in the prefetch window.
+
+    Times are seconds or a ``timedelta``; an infinite ``budget`` is none. ``on`` and ``never`` are an exception class,
+    or several in a tuple or list.
 
     An exception is retried if it is one of ``on`` and neither it nor anything it came from is one of ``never``. An
     ``ExceptionGroup`` counts as each of its members. An exception that says ``retryable = False`` of itself, as all of
@@ -34,18 +45,46 @@ class Retry:
     :raises UsageError: for a policy that could never work.
     """
 
-    attempts: int = 3
-    base: float = 0.1
-    cap: float = 5.0
-    budget: float = 30.0
-    on: tuple[type[BaseException], ...] = (Exception,)
-    never: tuple[type[BaseException], ...] = ()
+    attempts: int
+    base: float
+    cap: float
+    budget: float
+    on: tuple[type[BaseException], ...]
+    never: tuple[type[BaseException], ...]
 
-    def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise UsageError("Retry(attempts=…) counts the first try as well: give 1 or more")
-        if self.base < 0 or self.cap < 0 or self.budget < 0:
-            raise UsageError("Retry: base, cap and budget are seconds and cannot be negative")
+    def __init__(
+        self,
+        *,
+        attempts: int = 3,
+        base: Seconds = 0.1,
+        cap: Seconds = 5.0,
+        budget: Seconds = 30.0,
+        on: Exceptions = (Exception,),
+        never: Exceptions = (),
+    ) -> None:
+        arguments.whole("Retry(attempts=…), which counts the first try as well,", attempts, 1, MOST_ATTEMPTS)
+        settled = {
+            "attempts": attempts,
+            "base": arguments.seconds("Retry(base=…)", base),
+            "cap": arguments.seconds("Retry(cap=…)", cap),
+            "budget": arguments.seconds_or_unlimited("Retry(budget=…)", budget),
+            "on": arguments.exceptions("Retry(on=…)", on),
+            "never": arguments.exceptions("Retry(never=…)", never),
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def of(name: str, given: Retry | int | None, default: Retry) -> Retry:
+        """The policy that is meant: itself, so many attempts, or for None the default.
+
+        :raises UsageError: it is none of these; ``name`` says which argument it was.
+        """
+        if given is None:
+            return default
+        if isinstance(given, int) and not isinstance(given, bool):
+            return Retry(attempts=arguments.whole(f"{name}, as attempts, the first included,", given, 1, MOST_ATTEMPTS))
+        return arguments.instance(name, given, Retry, "or a whole number of attempts")
 
     def delay(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import re
@@ -14,15 +15,25 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from relmsg.arguments import shown
 from relmsg.errors import SettingsError
-from relmsg.readers import address, http_url, number, printable, single, switch
+from relmsg.readers import address, http_url, line_break, number, one_of, printable, single, switch
 
 PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
 # Variables that belong to relmsg without being a setting of a program.
 OTHER_VARIABLES = frozenset({"RELMSG_BULK", "RELMSG_CONFIG", "RELMSG_FAILPOINTS", "RELMSG_LOCAL_STATE"})
 # What Kubernetes puts into every pod of a namespace for a Service called relmsg or relmsg-anything ("service links").
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+LOG_FORMATS = ("text", "json")
 SERVICE_LINK = re.compile(r"RELMSG_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_(TCP|UDP|SCTP)\w*)")
+DEFAULT_SCHEMA = "relmsg"
+# Editors on Windows put these at the start of a file, and no editor shows them; TOML is UTF-8 without one.
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "begins with a byte order mark (BOM): save it as UTF-8 without BOM",
+    codecs.BOM_UTF16_LE: "is UTF-16: save it as UTF-8 without BOM",
+    codecs.BOM_UTF16_BE: "is UTF-16: save it as UTF-8 without BOM",
+}
 IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error
 
 
@@ -46,6 +57,8 @@ def schema_name(text: str) -> str:
 
     :raises SettingsError: for any other name.
     """
+    if not isinstance(text, str):
+        raise SettingsError(f"schema {shown(text)}: a schema name is 1 to {IDENTIFIER_BYTES} bytes of printable text")
     # isprintable() is False for control characters (NUL among them) and for surrogates, which UTF-8 does not know.
     if not text or not text.isprintable() or len(text.encode()) > IDENTIFIER_BYTES:
         raise SettingsError(f"schema {text[:80]!r}: a schema name is 1 to {IDENTIFIER_BYTES} bytes of printable text")
@@ -54,12 +67,33 @@ def schema_name(text: str) -> str:
     return text
 
 
+def schema_in_force(given: str | None, environ: Mapping[str, str] | None = None) -> str:
+    """The schema that was given, or that of the environment: ``RELMSG_SCHEMA``, then the settings file that
+    ``RELMSG_CONFIG`` names, then ``relmsg``. So a service writes where its relay reads. The environment is read here,
+    once, and not again.
+
+    :raises SettingsError: PostgreSQL can have no schema of this name, or the file cannot be read.
+    """
+    if given is not None:
+        return schema_name(given)
+    environ = os.environ if environ is None else environ
+    if (named := environ.get(PREFIX + "SCHEMA")) is not None:
+        return schema_name(named)
+    mistakes: list[str] = []
+    found = _read_file(environ.get("RELMSG_CONFIG") or None, mistakes).get("schema", DEFAULT_SCHEMA)
+    if mistakes:
+        raise SettingsError("; ".join(mistakes))
+    return schema_name(found)
+
+
 def amqp_urls(text: str) -> list[str]:
     """One URL for each host of ``amqp://user:password@h1:5672,h2:5673/vhost``, in that order, alike in all the rest.
 
     :raises SettingsError: with the rule that was broken; passwords are not shown.
     """
     shown = _shown(text)
+    if broken := line_break(text):
+        raise SettingsError(f"amqp_url {shown!r} {broken}")
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in ("amqp", "amqps"):
         raise SettingsError(f"amqp_url {shown!r}: give amqp://user:password@host:5672/vhost, or amqps:// for TLS")
@@ -123,7 +157,8 @@ def relay_name() -> str:
 class Settings:
     """What a relmsg process is told from outside. Times are seconds.
 
-    ``load`` reads ``RELMSG_<FIELD IN CAPITALS>``; a value given directly is taken as it is.
+    ``load`` reads ``RELMSG_<FIELD IN CAPITALS>``; a value given directly is taken as it is. The schema is that of
+    ``RELMSG_SCHEMA`` also where nothing else is loaded, as it is for ``Outbox`` and ``Inbox``.
     """
 
     KNOWN: ClassVar[tuple[str, ...]]
@@ -131,8 +166,10 @@ class Settings:
     database_url: str | None = _setting(None, _database_url, secret=True)
     amqp_url: str | None = _setting(None, _amqp_url, secret=True)
     management_url: str | None = _setting(None, http_url, secret=True)
-    schema: str = _setting("relmsg", schema_name)
+    schema: str = field(default_factory=lambda: schema_in_force(None), metadata={"read": schema_name, "secret": False})
     config: str | None = _setting(None, printable)
+    log_level: str = _setting("info", one_of(LOG_LEVELS))
+    log_format: str = _setting("text", one_of(LOG_FORMATS))
 
     relay_name: str = field(default_factory=relay_name, metadata={"read": printable, "secret": False})
     batch: int = _setting(500, number(int, 1, 10_000, "rows"))
@@ -200,7 +237,7 @@ class Settings:
         if config:
             values["config"] = ("--config", config)
 
-        result = {}
+        result: dict[str, Any] = {"schema": DEFAULT_SCHEMA}
         for each in fields(cls):
             if each.name in values:
                 origin, value = values[each.name]
@@ -247,7 +284,11 @@ def _read_file(config: str | None, mistakes: list[str]) -> dict[str, Any]:
     if config is None:
         return {}
     try:
-        return tomllib.loads(Path(config).read_text(encoding="utf-8"))
+        content = Path(config).read_bytes()
+        if (mark := next((each for each in BYTE_ORDER_MARKS if content.startswith(each)), None)) is not None:
+            mistakes.append(f"{config} {BYTE_ORDER_MARKS[mark]}")
+            return {}
+        return tomllib.loads(content.decode())
     except OSError as error:
         mistakes.append(f"cannot read the settings file {config}: {error.strerror or error}")
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError; they quote no values

@@ -8,10 +8,11 @@ Nothing here talks to a broker: ``relmsg topology declare`` and ``relmsg topolog
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
+from relmsg.arguments import flag, named, refused, several
 from relmsg.errors import UsageError
 
 ERROR_EXCHANGE: Final = "relmsg.errors"
@@ -24,6 +25,7 @@ DELIVERY_LIMIT: Final = 20
 # (reliability B2), and from RabbitMQ 4 on the default limit of 20 would drop them (B3).
 ERROR_DELIVERY_LIMIT: Final = 1_000_000
 REJECT_PUBLISH: Final = "reject-publish"
+OVERFLOWS: Final = (REJECT_PUBLISH, "drop-head", "reject-publish-dlx", None)
 
 QUEUE_TYPES: Final = ("quorum", "classic")
 EXCHANGE_TYPES: Final = ("direct", "topic", "fanout", "headers")  # and those of plugins, which begin with x-
@@ -56,7 +58,9 @@ class Exchange:
 
     def __post_init__(self) -> None:
         _check_name("exchange", self.name)
-        if self.type not in EXCHANGE_TYPES and not self.type.startswith("x-"):
+        for name in ("durable", "internal"):
+            flag(f"{self}: {name}", getattr(self, name))
+        if not isinstance(self.type, str) or (self.type not in EXCHANGE_TYPES and not self.type.startswith("x-")):
             raise UsageError(
                 f"exchange {self.name!r}: there is no type {self.type!r}; "
                 f"give {', '.join(EXCHANGE_TYPES)}, or a plugin's type, which begins with x-"
@@ -67,9 +71,9 @@ class Exchange:
         return f"exchange {self.name!r}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Binding:
-    """What leads from an exchange to a queue; either may be one that others declare.
+    """What leads from an exchange to a queue; either may be one that others declare, given by its name.
 
     Inside ``Queue(bindings=…)`` the queue is left out.
 
@@ -77,17 +81,27 @@ class Binding:
     """
 
     exchange: str
-    queue: str = ""
-    routing_key: str = ""
-    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    queue: str
+    routing_key: str
+    arguments: Mapping[str, Any] = field(hash=False)
 
-    def __post_init__(self) -> None:
-        if not self.exchange:
+    def __init__(
+        self,
+        exchange: str | Exchange,
+        queue: str | Queue = "",
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        exchange_name, queue_name = named(exchange, Exchange), named(queue, Queue)
+        if exchange_name == "":
             raise UsageError("a binding names an exchange: to the default exchange every queue is bound already")
-        _check_name("exchange", self.exchange, reserved=True)
-        if self.queue:
-            _check_name("queue", self.queue, reserved=True)
-        if len(self.routing_key.encode()) > MAX_NAME_BYTES:
+        _check_name("exchange", exchange_name, reserved=True)
+        if queue_name != "":
+            _check_name("queue", queue_name, reserved=True)
+        if not isinstance(routing_key, str):
+            raise refused(f"binding to exchange {exchange_name!r}: routing_key", routing_key, "is a string")
+        _set(self, exchange=exchange_name, queue=queue_name, routing_key=routing_key, arguments=arguments or {})
+        if len(routing_key.encode(errors="replace")) > MAX_NAME_BYTES:
             raise UsageError(f"{self}: the routing key is over {MAX_NAME_BYTES} bytes")
         _check_arguments(str(self), self.arguments)
 
@@ -95,7 +109,7 @@ class Binding:
         return f"binding of queue {self.queue!r} to exchange {self.exchange!r} with routing key {self.routing_key!r}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Queue:
     """A durable queue. ``type``: quorum (the default) or classic.
 
@@ -115,25 +129,47 @@ class Queue:
     """
 
     name: str
-    type: str = "quorum"
-    delivery_limit: int | None = DELIVERY_LIMIT
-    dead_letter_exchange: str | None = ERROR_EXCHANGE
-    dead_letter_routing_key: str | None = OWN_ERROR_KEY
-    overflow: str | None = REJECT_PUBLISH
-    bindings: tuple[Binding, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    type: str
+    delivery_limit: int | None
+    dead_letter_exchange: str | None
+    dead_letter_routing_key: str | None
+    overflow: str | None
+    bindings: tuple[Binding, ...]
+    arguments: Mapping[str, Any] = field(hash=False)
 
-    def __post_init__(self) -> None:
-        _check_name("queue", self.name)
-        if self.type not in QUEUE_TYPES:
-            raise UsageError(f"{self}: there is no type {self.type!r} here; give {' or '.join(QUEUE_TYPES)}")
+    def __init__(
+        self,
+        name: str,
+        type: str = "quorum",  # noqa: A002 - the word for it
+        delivery_limit: int | None = DELIVERY_LIMIT,
+        dead_letter_exchange: str | Exchange | None = ERROR_EXCHANGE,
+        dead_letter_routing_key: str | None = OWN_ERROR_KEY,
+        overflow: str | None = REJECT_PUBLISH,
+        bindings: Sequence[Binding] | Binding = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check_name("queue", name)
+        _set(
+            self,
+            name=name,
+            type=type,
+            delivery_limit=delivery_limit,
+            dead_letter_exchange=named(dead_letter_exchange, Exchange),
+            dead_letter_routing_key=dead_letter_routing_key,
+            overflow=overflow,
+            arguments=arguments or {},
+        )
+        if type not in QUEUE_TYPES:
+            raise UsageError(f"{self}: there is no type {type!r} here; give {' or '.join(QUEUE_TYPES)}")
+        if overflow not in OVERFLOWS:
+            raise UsageError(f"{self}: overflow is {', '.join(filter(None, OVERFLOWS))} or None, not {overflow!r}")
         self._settle_limit()
         self._settle_dead_letters()
-        object.__setattr__(self, "bindings", tuple(self._own(each) for each in self.bindings))
+        _set(self, bindings=tuple(self._own(each) for each in several(f"{self}: bindings", bindings, Binding)))
         _check_arguments(str(self), self.arguments)
-        for argument, name in _OWNED.items():
+        for argument, own in _OWNED.items():
             if argument in self.arguments:
-                raise UsageError(f"{self}: give {name}=… instead of the argument {argument}")
+                raise UsageError(f"{self}: give {own}=… instead of the argument {argument}")
 
     def __str__(self) -> str:
         return f"queue {self.name!r}"
@@ -170,8 +206,10 @@ class Queue:
             if key is not None:
                 raise UsageError(f"{self}: a dead_letter_routing_key needs a dead_letter_exchange")
             return
-        if exchange:
+        if exchange != "":
             _check_name("exchange", exchange, reserved=True)
+        if key is not None and not isinstance(key, str):
+            raise refused(f"{self}: dead_letter_routing_key", key, "is a string or None")
         if exchange == ERROR_EXCHANGE:
             error_queue_name(self.name)
             if key is None:
@@ -185,27 +223,35 @@ class Queue:
         return replace(binding, queue=self.name)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, init=False)
 class Topology:
     """The exchanges, queues and bindings of a service. What others declare may be bound to, but need not stand here.
+
+    Each is given as a list, a tuple or any other sequence, or as a single one.
 
     :raises UsageError: two different things under one name, or a binding without its queue.
     """
 
-    exchanges: tuple[Exchange, ...] = ()
-    queues: tuple[Queue, ...] = ()
-    bindings: tuple[Binding, ...] = ()
+    exchanges: tuple[Exchange, ...]
+    queues: tuple[Queue, ...]
+    bindings: tuple[Binding, ...]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "exchanges", _once(self.exchanges, Exchange))
-        object.__setattr__(self, "queues", _once(self.queues, Queue))
-        bindings = tuple(self.bindings)
+    def __init__(
+        self,
+        exchanges: Sequence[Exchange] | Exchange = (),
+        queues: Sequence[Queue] | Queue = (),
+        bindings: Sequence[Binding] | Binding = (),
+    ) -> None:
+        bindings = several("Topology(bindings=…)", bindings, Binding)
         for binding in bindings:
-            if not isinstance(binding, Binding):
-                raise UsageError(f"Topology: a Binding is expected, not {binding!r}")
             if not binding.queue:
                 raise UsageError(f"Topology: the binding to {binding.exchange!r} names no queue")
-        object.__setattr__(self, "bindings", bindings)
+        _set(
+            self,
+            exchanges=_once(several("Topology(exchanges=…)", exchanges, Exchange)),
+            queues=_once(several("Topology(queues=…)", queues, Queue)),
+            bindings=bindings,
+        )
 
     def whole(self) -> Topology:
         """This topology with everything it brings along: the error exchange and an error queue for each queue that
@@ -258,14 +304,18 @@ def error_queue(queue: str) -> Queue:
 T = TypeVar("T", Exchange, Queue)
 
 
-def _once(things: Iterable[T], kind: type[T]) -> tuple[T, ...]:
+def _once(things: tuple[T, ...]) -> tuple[T, ...]:
     seen: dict[str, T] = {}
     for thing in things:
-        if not isinstance(thing, kind):
-            raise UsageError(f"Topology: a {kind.__name__} is expected, not {thing!r}")
         if seen.setdefault(thing.name, thing) != thing:
             raise UsageError(f"Topology: {thing} stands here twice, and not alike")
     return tuple(seen.values())
+
+
+def _set(frozen: Any, **values: Any) -> None:
+    """Give a frozen value its fields, while it is made."""
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
 
 
 def _distinct(bindings: Iterable[Binding]) -> tuple[Binding, ...]:
@@ -274,6 +324,15 @@ def _distinct(bindings: Iterable[Binding]) -> tuple[Binding, ...]:
         if binding not in distinct:
             distinct.append(binding)
     return tuple(distinct)
+
+
+def checked_name(kind: str, name: Any, *, reserved: bool = False) -> str:
+    """The name of a queue or exchange, if there can be one; ``reserved``: also one that only RabbitMQ may declare.
+
+    :raises UsageError: it is no string, is too long, or has characters that AMQP libraries do not send.
+    """
+    _check_name(kind, name, reserved=reserved)
+    return str(name)
 
 
 def _check_name(kind: str, name: str, *, reserved: bool = False) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
+from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import MAX_BODY_BYTES, seal
@@ -14,9 +15,8 @@ from relmsg.broker.receipt import Confirmed, Receipt
 from relmsg.broker.resending import publish_again_if_nacked
 from relmsg.broker.wire import publication
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import UsageError
 from relmsg.message import Message
-from relmsg.retry import Retry
+from relmsg.retry import Retry, Seconds
 from relmsg.settings import amqp_urls
 
 
@@ -40,17 +40,23 @@ class Publisher:
         url: str,
         *,
         source: str | None = None,
-        retry: Retry | None = None,
-        deadline: float = 30.0,
+        retry: Retry | int | None = None,
+        deadline: Seconds = 30.0,
         window: int = 2000,
         max_body_bytes: int = MAX_BODY_BYTES,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        if deadline <= 0:
-            raise UsageError("Publisher(deadline=…) is a positive number of seconds")
+        arguments.text("Publisher(url)", url, most=None)
+        if source is not None:
+            arguments.text("Publisher(source=…)", source)
+        deadline = arguments.seconds("Publisher(deadline=…)", deadline, positive=True)
+        arguments.whole("Publisher(window=…)", window, 1, 65_535, "unconfirmed messages")
+        arguments.whole("Publisher(max_body_bytes=…)", max_body_bytes, 1, arguments.MOST_BODY_BYTES, "bytes")
+        arguments.clock_and_chance("Publisher", clock, chance)
         self._source = source
-        self._retry = retry or Retry(attempts=5, base=0.1, cap=2.0, budget=deadline)
+        default = Retry(attempts=5, base=0.1, cap=2.0, budget=deadline)
+        self._retry = Retry.of("Publisher(retry=…)", retry, default)
         self._max_body_bytes = max_body_bytes
         self._clock = clock or SystemClock()
         self._chance = chance

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Annotated
 
 import typer
 
 from relmsg.cli import options, output
-from relmsg.cli.process import log_to_stderr, stop_on_signals
+from relmsg.cli.process import run_until_stopped
 from relmsg.cli.target import load_target
 from relmsg.inbox.inbox import Inbox
 from relmsg.probes import Probes
@@ -50,6 +51,8 @@ def consume(
     concurrency: Concurrency = None,
     drain: Drain = None,
     probes: options.ProbesAddress = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Run an inbox's handlers until SIGTERM or Ctrl-C; then finish what runs, commit, ack and leave.
 
@@ -63,16 +66,18 @@ def consume(
         concurrency=concurrency,
         consumer_drain=drain,
         probes=probes,
+        log_level=log_level,
+        log_format=log_format,
     )
+    if settings.config is not None:
+        os.environ["RELMSG_CONFIG"] = settings.config  # the module's Inbox and Outbox take their schema from there too
     inbox = load_target(target, Inbox)
     if inbox.amqp_url is None:
         settings.broker()
-    log_to_stderr()
-    asyncio.run(_consume(inbox, settings))
+    run_until_stopped(lambda stop: _consume(inbox, settings, stop), settings)
 
 
-async def _consume(inbox: Inbox, settings: Settings) -> None:
-    stop = stop_on_signals()
+async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> None:
     with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
         where = f", probes on port {probes.port}" if probes.port is not None else ""
         await inbox.run(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg import failpoint
-from relmsg.cli import bench, consume, database, errors, half, outbox, output, relay, topology
+from relmsg.cli import bench, consume, database, errors, half, options, outbox, output, relay, topology
 from relmsg.db.failures import translate
 from relmsg.errors import RelmsgError
 from relmsg.exceptions import trace_of
@@ -40,14 +40,14 @@ def _version(asked: bool) -> None:
 
 def build() -> typer.Typer:
     """The Typer application with all its verbs."""
-    app = typer.Typer(
-        name="relmsg", no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
-    )
+    app = typer.Typer(name="relmsg", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
     @app.callback()
     def relmsg(
         context: typer.Context,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")] = False,
+        log_level: options.LogLevel = None,
+        log_format: options.LogFormat = None,
         _: Annotated[
             bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
         ] = False,
@@ -57,6 +57,7 @@ def build() -> typer.Typer:
         Exit codes: 0 done, 1 something is wrong with the messages or tables, 2 wrong use, 3 a service is away.
         """
         context.obj["debug"] = debug
+        options.before_the_verb = {"log_level": log_level, "log_format": log_format}
 
     for name, group in GROUPS:
         app.add_typer(group, name=name)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from relmsg.settings import DEFAULT_PROBES, Settings
+from relmsg.settings import DEFAULT_PROBES, LOG_FORMATS, LOG_LEVELS, Settings
 
 # Not refused, but said: a password on the command line can be read in the process list by every user of the machine.
 _BETTER = "better given as {}: a command line can be read by every user of the machine"
@@ -49,12 +49,26 @@ ProbesAddress = Annotated[
         "port 0 takes any, '' turns them off.",
     ),
 ]
+LogLevel = Annotated[
+    str | None,
+    typer.Option("--log-level", metavar="LEVEL", show_default=False, help=f"{', '.join(LOG_LEVELS)}; default: info."),
+]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format", metavar="FORMAT", show_default=False, help=f"{' or '.join(LOG_FORMATS)}; default: text."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON array of objects.")]
+
+
+before_the_verb: dict[str, Any] = {}
 
 
 def settings(**flags: Any) -> Settings:
     """The settings in force, from file, environment and these flags by the settings' names; None means not given.
+    Behind them stand the flags that were given before the verb.
 
     :raises SettingsError: that names every mistake.
     """
-    return Settings.load(flags)
+    return Settings.load(before_the_verb | {name: value for name, value in flags.items() if value is not None})

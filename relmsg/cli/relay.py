@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from relmsg.cli import options, output
-from relmsg.cli.process import log_to_stderr, stop_on_signals
+from relmsg.cli.process import run_until_stopped
 from relmsg.half.coordinator import Coordinator
 from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.outbox.relay import Relay
@@ -42,6 +42,8 @@ def relay(
     name: Name = None,
     coordinator: WithCoordinator = None,
     probes: options.ProbesAddress = None,
+    log_level: options.LogLevel = None,
+    log_format: options.LogFormat = None,
 ) -> None:
     """Move committed messages to the broker, and coordinate half messages, until SIGTERM or Ctrl-C; then settle what is
     in flight and leave."""
@@ -53,15 +55,15 @@ def relay(
         relay_name=name,
         coordinator=coordinator,
         probes=probes,
+        log_level=log_level,
+        log_format=log_format,
     )
     settings.database()
     settings.broker()
-    log_to_stderr()
-    asyncio.run(_relay(settings))
+    run_until_stopped(lambda stop: _relay(settings, stop), settings)
 
 
-async def _relay(settings: Settings) -> None:
-    stop = stop_on_signals()
+async def _relay(settings: Settings, stop: asyncio.Event) -> None:
     relay = Relay(settings)
     parts: list[Relay | Coordinator] = [relay]
     if settings.coordinator:

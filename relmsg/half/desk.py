@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.state import DECIDES, OPEN, HalfState, Resolution
 from relmsg.half.statements import MESSAGE
-from relmsg.schema import DEFAULT_SCHEMA, tables
+from relmsg.schema import tables
+from relmsg.settings import schema_in_force
 
 MAX_NAME_BYTES = 128
 
@@ -49,10 +50,10 @@ class Desk:
     database's clock, stands in the row. The errors of SQLAlchemy come through.
     """
 
-    def __init__(self, engine: AsyncEngine, *, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(self, engine: AsyncEngine, *, schema: str | None = None) -> None:
         self._engine = engine
-        self._half = tables(schema).half_message
-        self._outbox = tables(schema).outbox_message
+        self._half = tables(schema_in_force(schema)).half_message
+        self._outbox = tables(schema_in_force(schema)).outbox_message
 
     async def rows(
         self,

@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id, seal
@@ -29,7 +30,7 @@ from relmsg.half.sender import Sender
 from relmsg.half.state import HalfState, Resolution
 from relmsg.half.transaction import HalfTransaction, LocalWork
 from relmsg.message import Message
-from relmsg.retry import Retry
+from relmsg.retry import Retry, Seconds
 from relmsg.settings import amqp_urls
 
 C = TypeVar("C", bound=Checker)
@@ -71,27 +72,38 @@ class HalfProducer:
         *,
         group: str,
         source: str | None = None,
-        deadline: float = 30.0,
-        answer_within: float = 5.0,
-        checker_timeout: float = 30.0,
+        deadline: Seconds = 30.0,
+        answer_within: Seconds = 5.0,
+        checker_timeout: Seconds = 30.0,
         concurrency: int = 4,
         max_body_bytes: int = MAX_BODY_BYTES,
         identify: bool = True,
         fence: Fence | None = None,
-        retry: Retry | None = None,
+        retry: Retry | int | None = None,
         bulk: bool | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        for name, seconds in (
-            ("deadline", deadline),
-            ("answer_within", answer_within),
-            ("checker_timeout", checker_timeout),
-        ):
-            if seconds <= 0:
-                raise UsageError(f"HalfProducer({name}=…) is a positive number of seconds")
-        if not 1 <= concurrency <= 65_535:
-            raise UsageError("HalfProducer(concurrency=…) is 1 to 65535 checkers")
+        deadline, answer_within, checker_timeout = (
+            arguments.seconds(f"HalfProducer({name}=…)", value, positive=True)
+            for name, value in (
+                ("deadline", deadline),
+                ("answer_within", answer_within),
+                ("checker_timeout", checker_timeout),
+            )
+        )
+        arguments.whole("HalfProducer(concurrency=…)", concurrency, 1, 65_535, "checkers")
+        arguments.whole("HalfProducer(max_body_bytes=…)", max_body_bytes, 1, arguments.MOST_BODY_BYTES, "bytes")
+        arguments.flag("HalfProducer(identify=…)", identify)
+        if bulk is not None:
+            arguments.flag("HalfProducer(bulk=…)", bulk)
+        if source is not None:
+            arguments.text("HalfProducer(source=…)", source)
+        if fence is not None:
+            arguments.instance("HalfProducer(fence=…)", fence, Fence)
+        arguments.text("HalfProducer(amqp_url)", amqp_url, most=None)
+        arguments.clock_and_chance("HalfProducer", clock, chance)
+        default = Retry(attempts=5, base=0.1, cap=2.0, budget=deadline)
         self.group = group_name(group)
         urls, clock = amqp_urls(amqp_url), clock or SystemClock()
         # Two: RabbitMQ blocks publishing connections in an alarm, and answers must come in all the same.
@@ -105,7 +117,7 @@ class HalfProducer:
             group=group,
             source=source or group,
             user_id=_login(urls[0]) if identify else None,
-            retry=retry or Retry(attempts=5, base=0.1, cap=2.0, budget=deadline),
+            retry=Retry.of("HalfProducer(retry=…)", retry, default),
             clock=clock,
             chance=chance,
         )

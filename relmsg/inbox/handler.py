@@ -103,7 +103,12 @@ def parameters(function: Callable[..., Any], session_class: type = AsyncSession)
     keywords: list[tuple[str, str]] = []
     supplies: dict[str, _Supply] = {}
     gap = False
-    for parameter in _signature(function, name):
+    wanted = list(_signature(function, name))
+    collecting = [each for each in wanted if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    for parameter in wanted:
+        if parameter in collecting:
+            _refuse_collecting(parameter, name, session_class)
+            continue
         supply = _supplied(parameter, name, session_class)
         if supply is None:
             gap = True  # keeps its default; what follows can be given by name only
@@ -118,6 +123,11 @@ def parameters(function: Callable[..., Any], session_class: type = AsyncSession)
             )
         else:
             positional.append(supply.kind)
+    if collecting and not supplies:
+        raise HandlerRefused(
+            f"handler {name}: it takes {collecting[0]} and would be called without anything: {CHOICES}; a decorator "
+            "around it keeps its parameters by functools.wraps"
+        )
     decode, lists = _consistent(supplies, name)
     return Parameters(tuple(positional), tuple(keywords), decode, lists)
 
@@ -140,7 +150,7 @@ def _consistent(supplies: dict[str, _Supply], name: str) -> tuple[Callable[[byte
 
 
 def _signature(function: Callable[..., Any], name: str) -> Iterator[inspect.Parameter]:
-    """The parameters with their annotations as types; ``*args`` and ``**kwargs`` get nothing and are left out."""
+    """The parameters with their annotations as types."""
     try:
         resolved = inspect.signature(function, eval_str=True).parameters.values()
     except Exception as error:
@@ -151,7 +161,19 @@ def _signature(function: Callable[..., Any], name: str) -> Iterator[inspect.Para
             f"handler {name}: {which or 'an annotation'} cannot be resolved ({error}): define or import the type at "
             "module level, not inside a function or under TYPE_CHECKING"
         ) from error
-    return (each for each in resolved if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
+    return iter(resolved)
+
+
+def _refuse_collecting(parameter: inspect.Parameter, name: str, session_class: type) -> None:
+    """``*args`` and ``**kwargs`` get nothing; one that asks for what could be supplied was meant otherwise."""
+    if parameter.annotation is parameter.empty:
+        return
+    single = parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD, default=None)
+    if _supplied(single, name, session_class) is not None:
+        raise HandlerRefused(
+            f"handler {name}: {parameter} would get nothing: write {parameter.name} without the asterisk, "
+            "or ask for `list[Message]` or `list[Event]` to get many at once"
+        )
 
 
 def _supplied(parameter: inspect.Parameter, name: str, session_class: type) -> _Supply | None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
+from relmsg import arguments
 from relmsg.broker.connection import Connection
 from relmsg.broker.error_exchange import ErrorExchange
-from relmsg.broker.subscriber import require_prefetch
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import UsageError
+from relmsg.errors import HandlerRefused, UsageError
 from relmsg.inbox.attempt import Attempts
 from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.gate import Gate
@@ -30,10 +31,9 @@ from relmsg.inbox.store import Store
 from relmsg.inbox.together import Together
 from relmsg.inbox.worker import Worker
 from relmsg.migrate import require_current
-from relmsg.retry import Retry
-from relmsg.schema import DEFAULT_SCHEMA
-from relmsg.settings import amqp_urls
-from relmsg.topology import ERROR_EXCHANGE
+from relmsg.retry import Retry, Seconds
+from relmsg.settings import amqp_urls, schema_in_force
+from relmsg.topology import ERROR_EXCHANGE, Exchange, Queue, checked_name
 
 PREFETCH = 250
 GROUPS_AHEAD = 5  # some run or commit while others are on their way from the broker
@@ -51,6 +51,7 @@ class Inbox:
 
     :param name: under which handled messages are remembered. Another name is another consumer, and gets every message
         for itself; a *changed* name handles again what is delivered again.
+    :param schema: the database schema with relmsg's tables; that of ``RELMSG_SCHEMA`` unless given, else ``relmsg``.
     :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
     :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
         is made from their content, and two equal messages are one.
@@ -68,34 +69,42 @@ class Inbox:
         name: str,
         sessions: async_sessionmaker[Any],
         *,
-        schema: str = DEFAULT_SCHEMA,
+        schema: str | None = None,
         amqp_url: str | None = None,
         missing_id: MissingId = "reject",
-        error_exchange: str = ERROR_EXCHANGE,
+        error_exchange: str | Exchange = ERROR_EXCHANGE,
         prefetch: int | None = None,
         concurrency: int = 8,
-        drain: float = 25.0,
-        heartbeat: float = 10.0,
+        drain: Seconds = 25.0,
+        heartbeat: Seconds = 10.0,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        if not name:
-            raise UsageError("Inbox(name): handled messages are remembered under this name, it cannot be empty")
+        arguments.text("Inbox(name), under which handled messages are remembered,", name)
         if not isinstance(sessions, async_sessionmaker):
             raise UsageError(
                 f"Inbox(name, sessions): sessions is an async_sessionmaker, not a {type(sessions).__name__}; "
                 "make one by async_sessionmaker(engine)"
             )
-        if missing_id not in ("reject", "hash"):
-            raise UsageError('Inbox(missing_id=…) is "reject" or "hash"')
+        bind = sessions.kw.get("bind")
+        if bind is not None and not isinstance(bind, AsyncEngine | AsyncConnection):
+            raise UsageError(
+                f"Inbox(name, sessions): the sessions work on a {type(bind).__name__}; they need an AsyncEngine, "
+                "made by create_async_engine"
+            )
+        arguments.choice("Inbox(missing_id=…)", missing_id, ("reject", "hash"))
+        if amqp_url is not None:
+            amqp_urls(arguments.text("Inbox(amqp_url=…)", amqp_url, most=None))
+        error_exchange = checked_name("exchange", arguments.named(error_exchange, Exchange), reserved=True)
+        arguments.clock_and_chance("Inbox", clock, chance)
         self.name = name
-        self.schema = schema
+        self.schema = schema_in_force(schema)
         self.sessions = sessions
         self.metrics = Metrics()
-        self.prefetch = None if prefetch is None else require_prefetch(prefetch)
-        self.concurrency = _at_least(1, "concurrency", concurrency)
-        self.drain = _at_least(0.0, "drain", drain)
-        self.heartbeat = _at_least(1.0, "heartbeat", heartbeat)
+        self.prefetch = None if prefetch is None else _prefetch("Inbox(prefetch=…)", prefetch)
+        self.concurrency = _concurrency("Inbox(concurrency=…)", concurrency)
+        self.drain = arguments.seconds("Inbox(drain=…)", drain)
+        self.heartbeat = _heartbeat("Inbox(heartbeat=…)", heartbeat)
         self.amqp_url = amqp_url
         self._missing_id = missing_id
         self._error_exchange = error_exchange
@@ -108,9 +117,9 @@ class Inbox:
         self,
         type: str,  # noqa: A002 - the word for it
         *,
-        queue: str,
-        retry: Retry | None = None,
-        timeout: float | None = 30.0,
+        queue: str | Queue,
+        retry: Retry | int | None = None,
+        timeout: Seconds | None = 30.0,
         consumer: str | None = None,
         group: int | None = None,
     ) -> Callable[[F], F]:
@@ -127,27 +136,42 @@ class Inbox:
         effect in the database happens once; what a handler does elsewhere can happen again. Groups grow only while
         handlers are quick, so handlers that wait for other services run singly and side by side.
 
-        :param retry: how often it is tried before the message goes to the error exchange; 3 times by default.
-        :param timeout: seconds for one attempt. It is cancelled then, rolled back, and counts as failed.
+        :param queue: its name, or the Queue.
+        :param retry: how often it is tried before the message goes to the error exchange, as a Retry or a number of
+            attempts; 3 times by default.
+        :param timeout: seconds for one attempt, or a timedelta. It is cancelled then, rolled back, and counts as
+            failed.
         :param consumer: under which name these messages are remembered, if not under the inbox's.
         :param group: at most so many messages share a transaction: 50 by default, 200 for a list handler. 1 gives each
             message a transaction of its own.
-        :raises HandlerRefused: it could never be called, or contradicts another handler.
+        :raises HandlerRefused: it could never be called, an argument here cannot be meant, or it contradicts another
+            handler.
         """
-        if timeout is not None and timeout <= 0:
-            raise UsageError("handler(timeout=…) is a positive number of seconds, or None for no limit")
-        if group is not None:
-            _at_least(1, "handler(group=…)", group)
+        with _refusing():
+            arguments.text('handler(type), the type of the messages or "*" for all that remain,', type)
+            if consumer is not None:
+                arguments.text("handler(consumer=…)", consumer)
+            if timeout is not None:
+                timeout = arguments.seconds("handler(timeout=…), where None means no limit,", timeout, positive=True)
+            if group is not None:
+                arguments.whole("handler(group=…)", group, 1, MOST, "messages")
+            policy = Retry.of("handler(retry=…)", retry, Retry())
+            source = checked_name("queue", arguments.named(queue, Queue), reserved=True)
 
         def register(function: F) -> F:
+            if self._consumer is not None and source not in self.queues:
+                raise HandlerRefused(
+                    f"handler for queue {source!r}: inbox {self.name!r} runs already and consumes {self.queues}; "
+                    "register the handlers of a further queue before it runs"
+                )
             wanted = parameters(function, getattr(self.sessions, "class_", AsyncSession))
             self._registry.add(
                 Handler(
                     type=type,
-                    queue=queue,
+                    queue=source,
                     consumer=consumer or self.name,
                     function=function,
-                    retry=retry or Retry(),
+                    retry=policy,
                     timeout=timeout,
                     parameters=wanted,
                     group=group or (GROUP_OF_LISTS if wanted.lists else GROUP),
@@ -178,8 +202,8 @@ class Inbox:
         started: Callable[[], None] = lambda: None,
         prefetch: int | None = None,
         concurrency: int | None = None,
-        drain: float | None = None,
-        heartbeat: float | None = None,
+        drain: Seconds | None = None,
+        heartbeat: Seconds | None = None,
     ) -> None:
         """Consume until ``stop`` is set or this call is cancelled, then drain.
 
@@ -190,33 +214,40 @@ class Inbox:
         :raises DatabaseAway, BrokerAway, AccessRefused: a service does not answer, or refuses, at the start.
         :raises UsageError: there is no handler, or no URL, or this inbox runs already.
         """
-        url = amqp_url or self.amqp_url
+        url = self.amqp_url if amqp_url is None else arguments.text("run(amqp_url)", amqp_url, most=None)
         if url is None:
             raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
         if not self.queues:
             raise UsageError(f"inbox {self.name!r} has no handler: register one with @inbox.handler(type, queue=…)")
         if self._consumer is not None:
             raise UsageError(f"inbox {self.name!r} is running already")
-        stop = stop or asyncio.Event()
+        if stop is not None:
+            arguments.instance("run(stop=…)", stop, asyncio.Event)
+        arguments.function("run(started=…)", started)
         await self._require_tables()
         self._consumer = self._assemble(
             amqp_urls(url),
-            self._prefetch_of(self.prefetch if prefetch is None else require_prefetch(prefetch)),
-            _at_least(1, "concurrency", self.concurrency if concurrency is None else concurrency),
-            _at_least(0.0, "drain", self.drain if drain is None else drain),
-            _at_least(1.0, "heartbeat", self.heartbeat if heartbeat is None else heartbeat),
+            self._prefetch_of(self.prefetch if prefetch is None else _prefetch("run(prefetch=…)", prefetch)),
+            self.concurrency if concurrency is None else _concurrency("run(concurrency=…)", concurrency),
+            self.drain if drain is None else arguments.seconds("run(drain=…)", drain),
+            self.heartbeat if heartbeat is None else _heartbeat("run(heartbeat=…)", heartbeat),
         )
         # In a task of its own: there, a CancelledError that nobody asked for is known to come from the AMQP library.
-        running = asyncio.create_task(self._consumer.run(stop, started), name=f"inbox {self.name}")
+        # What ends it is an event of its own: the caller's may belong to others too, and is only looked at.
+        ending = asyncio.Event()
+        running = asyncio.create_task(self._consumer.run(ending, started), name=f"inbox {self.name}")
+        told = None if stop is None else asyncio.create_task(_passed_on(stop, ending))
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
             if not running.done():
-                stop.set()
+                ending.set()
                 await running
             raise
         finally:
             running.cancel()
+            if told is not None:
+                told.cancel()
             self._consumer = None
 
     async def _require_tables(self) -> None:
@@ -285,10 +316,27 @@ class Inbox:
         )
 
 
-N = TypeVar("N", int, float)
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """A wrong argument of a handler is the handler refused."""
+    try:
+        yield
+    except UsageError as error:
+        raise HandlerRefused(str(error)) from error
 
 
-def _at_least(least: N, name: str, value: N) -> N:
-    if value < least:
-        raise UsageError(f"{name} is at least {least}")
-    return value
+async def _passed_on(stop: asyncio.Event, ending: asyncio.Event) -> None:
+    await stop.wait()
+    ending.set()
+
+
+def _prefetch(name: str, value: int) -> int:
+    return arguments.whole(f"{name}, without which the broker would send the whole queue at once,", value, 1, MOST)
+
+
+def _concurrency(name: str, value: int) -> int:
+    return arguments.whole(name, value, 1, 10_000, "handlers")
+
+
+def _heartbeat(name: str, value: Seconds) -> float:
+    return arguments.seconds(name, value, least=1.0, most=MOST)

@@ -10,7 +10,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, DateTime, Select, Text, and_, case, cast, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from relmsg.schema import DEFAULT_SCHEMA, tables
+from relmsg.schema import tables
+from relmsg.settings import schema_in_force
 
 MOST_DESTINATIONS = 20
 EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
@@ -22,9 +23,9 @@ class Backlog:
     :raises DatabaseAway, SchemaError: never by itself; the errors of SQLAlchemy come through.
     """
 
-    def __init__(self, engine: AsyncEngine, *, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(self, engine: AsyncEngine, *, schema: str | None = None) -> None:
         self._engine = engine
-        self._tables = tables(schema)
+        self._tables = tables(schema_in_force(schema))
         self._rows = self._tables.outbox_message
 
     async def status(self) -> dict[str, Any]:

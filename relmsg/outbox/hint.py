@@ -16,7 +16,7 @@ from relmsg.errors import UsageError
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.notify import apart, notification
 from relmsg.retry import full_jitter
-from relmsg.schema import DEFAULT_SCHEMA
+from relmsg.settings import schema_in_force
 
 log = logging.getLogger(__name__)
 
@@ -50,14 +50,14 @@ class Hint:
         self,
         engine: AsyncEngine,
         *,
-        schema: str = DEFAULT_SCHEMA,
+        schema: str | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
             raise UsageError("Hint(engine) takes an AsyncEngine of postgresql+asyncpg://")
         self._engine = engine
-        self._notification = notification(schema)
+        self._notification = notification(schema_in_force(schema))
         self._clock = clock or SystemClock()
         self._chance = chance
         self._wanted = asyncio.Event()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import Connection, Insert
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from relmsg import arguments
 from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id, seal
 from relmsg.errors import UsageError
 from relmsg.message import Message
@@ -18,7 +18,7 @@ from relmsg.outbox.ledger import WRITTEN, Ledger, Wake
 from relmsg.outbox.protected import connection_of, known_connection
 from relmsg.outbox.transactions import ledger_of
 from relmsg.outbox.wrap import OutboxExchange
-from relmsg.schema import DEFAULT_SCHEMA
+from relmsg.settings import schema_in_force
 
 
 class Outbox:
@@ -33,7 +33,7 @@ class Outbox:
     lock the same business row, as they normally do).
 
     :param source: the name of this service, sent as ``app_id``: consumers tell messages of different senders by it.
-    :param schema: the database schema with relmsg's tables.
+    :param schema: the database schema with relmsg's tables; that of ``RELMSG_SCHEMA`` unless given, else ``relmsg``.
     :param max_body_bytes: the largest body that may be published, 1 MiB unless told otherwise.
     :param collect: ``publish`` checks and keeps the messages, and one statement writes all of a transaction's just
         before its commit; if that fails, the commit does. Savepoints and rollbacks count as without. Rows of one
@@ -51,19 +51,19 @@ class Outbox:
         self,
         source: str,
         *,
-        schema: str = DEFAULT_SCHEMA,
+        schema: str | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
         collect: bool = False,
         wake: Wake | None = None,
     ) -> None:
-        if not source or len(source.encode()) > 255:
-            raise UsageError("Outbox(source=…) names the publishing service, in 1 to 255 bytes")
-        self.source = source
-        self.max_body_bytes = max_body_bytes
-        if (wake is not None and not callable(wake)) or inspect.iscoroutinefunction(wake):
-            raise UsageError("Outbox(wake=…) is a plain function without arguments, not a coroutine function")
-        self._insertion = Insertion.of(schema)
-        self._collect = collect
+        self.source = arguments.text("Outbox(source=…), the name of the publishing service,", source)
+        self.max_body_bytes = arguments.whole(
+            "Outbox(max_body_bytes=…)", max_body_bytes, 1, arguments.MOST_BODY_BYTES, "bytes"
+        )
+        if wake is not None:
+            arguments.function("Outbox(wake=…)", wake)
+        self._insertion = Insertion.of(schema_in_force(schema))
+        self._collect = arguments.flag("Outbox(collect=…)", collect)
         self._wake = wake
 
     async def publish(self, tx: Transaction, message: Message) -> Message:

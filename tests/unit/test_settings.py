@@ -268,3 +268,42 @@ def test_a_switch_in_a_file_is_a_truth_value(tmp_path):
         file.write_text(text)
         with pytest.raises(SettingsError, match=r"listen: .* is not on, off, true or false"):
             Settings.load({"config": str(file)}, {})
+
+
+@pytest.mark.parametrize(
+    "variable", ["RELMSG_AMQP_URL", "RELMSG_DATABASE_URL", "RELMSG_MANAGEMENT_URL", "RELMSG_SCHEMA", "RELMSG_BATCH"]
+)
+@pytest.mark.parametrize(("end", "word"), [("\r", "carriage return"), ("\r\n", "carriage return"), ("\n", "line feed")])
+def test_the_end_of_a_line_in_a_setting_is_told_in_words(variable, end, word):
+    """A settings file from Windows leaves an end of line that no terminal shows: it is named, and no password is."""
+    values = {"RELMSG_AMQP_URL": "amqp://me:secret@h/", "RELMSG_DATABASE_URL": "postgresql://me:secret@h/d"}
+    with pytest.raises(SettingsError) as told:
+        Settings.load({}, {variable: values.get(variable, "7") + end})
+    text = str(told.value)
+    assert text.startswith(variable)
+    assert word in text
+    assert "secret" not in text
+    assert text.isprintable()
+
+
+def test_an_amqp_url_in_code_is_held_to_the_same_rule():
+    """Publisher, HalfProducer and Inbox read their URL as the settings do."""
+    with pytest.raises(SettingsError, match="carriage return"):
+        amqp_urls("amqp://me:secret@h/\r")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"\xef\xbb\xbfbatch = 1\n", "byte order mark"),
+        ("batch = 1\n".encode("utf-16"), "UTF-16"),
+        ("batch = 1\n".encode("utf-16-be"), "not TOML"),
+        (b"\xffbatch = 1\n", "not TOML"),
+    ],
+)
+def test_a_file_in_another_encoding_is_told_in_words(tmp_path, content, word):
+    """What an editor on Windows makes of a TOML file is named, with what to do."""
+    (tmp_path / "relmsg.toml").write_bytes(content)
+    with pytest.raises(SettingsError, match=word) as told:
+        Settings.load({"config": str(tmp_path / "relmsg.toml")}, {})
+    assert "\n" not in str(told.value)
