@@ -14,17 +14,28 @@ from relmsg.message import Message
 from relmsg.outbox.hint import Hint
 from relmsg.outbox.publish import Outbox
 from relmsg.retry import Retry
+from relmsg.security.encryption import AesGcmKey, Encryption
+from relmsg.security.keys import KeyProvider, Keys
+from relmsg.security.signing import Ed25519Key, Ed25519PublicKey, HmacKey, Signing
+from relmsg.security.trust import Sender, Trust
 from relmsg.topology import Binding, Exchange, Queue, Topology
 
 __all__ = [
+    "AesGcmKey",
     "Binding",
     "Confirmed",
+    "Ed25519Key",
+    "Ed25519PublicKey",
+    "Encryption",
     "Exchange",
     "HalfMessage",
     "HalfProducer",
     "HalfState",
     "Hint",
+    "HmacKey",
     "Inbox",
+    "KeyProvider",
+    "Keys",
     "Message",
     "Nacked",
     "Outbox",
@@ -35,6 +46,9 @@ __all__ = [
     "Resolution",
     "Retry",
     "Returned",
+    "Sender",
+    "Signing",
     "Topology",
+    "Trust",
     "Unknown",
 ]

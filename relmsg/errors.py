@@ -33,7 +33,8 @@
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
-        ├── MissingMessageId · UnknownType · Undecodable · KilledWorker · MalformedHalf
+        ├── MissingMessageId · UnknownType · Undecodable · Undecryptable · Untrusted
+        ├── KilledWorker · MalformedHalf
 
 An error raised without a text says its own docstring. ``retryable`` tells whether the same call can succeed later.
 """
@@ -186,6 +187,14 @@ class UnknownType(Unhandleable):
 
 class Undecodable(Unhandleable):
     """The body is not what the handler expects."""
+
+
+class Undecryptable(Unhandleable):
+    """The body is encrypted and cannot be opened: the key is not here, or the body was changed."""
+
+
+class Untrusted(Unhandleable):
+    """Nothing proves that the message comes from the source it names."""
 
 
 class KilledWorker(Unhandleable):

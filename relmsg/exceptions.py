@@ -85,14 +85,20 @@ def trace_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
 
     told = _guarded(whole)
     if told is None:
-        stack = "".join(traceback.format_tb(_own(error, "__traceback__")))
-        told = f"Traceback (most recent call last):\n{stack}{type_name(error)}: {text_of(error)}\n"
+        told = f"{stack_of(error).rstrip()}: {text_of(error)}\n"
     if len(told) > limit:
         told = "\n".join(_start(line, LONGEST_LINE) for line in told.split("\n"))
     if len(told) > limit:
         head = limit // 4
         told = f"{told[:head]}\n…\n{told[len(told) - max(0, limit - head - 3) :]}"
     return _sendable(told[:limit])
+
+
+def stack_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
+    """Where an exception was raised, without its text and the text of its causes."""
+    stack = "".join(traceback.format_tb(_own(error, "__traceback__")))
+    told = f"Traceback (most recent call last):\n{stack}{type_name(error)}\n"
+    return told if len(told) <= limit else told[len(told) - limit :]
 
 
 def _nearest(error: BaseException) -> list[BaseException]:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
-from relmsg.exceptions import text_of, trace_of
+from relmsg.exceptions import stack_of, text_of, trace_of, type_name
+from relmsg.security.encryption import is_secret
 from relmsg.settings import redact
 
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
@@ -59,7 +60,7 @@ def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at:
         del came[name]
         touched.append(f"{name} (dropped)")
     room = min(TRACE_BYTES, budget - encoded_size(came) - len(names.EXCEPTION_STACKTRACE) - 8)
-    trace = _end(redact(trace_of(failed.error)), max(0, room))
+    trace = _end(_trace(delivery, failed.error), max(0, room))
     headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
     if touched:
         headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), LISTED_BYTES)
@@ -69,7 +70,7 @@ def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at:
 def _diagnosis(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
-        names.EXCEPTION_MESSAGE: _start(redact(text_of(failed.error)) or kind.__name__, TEXT_BYTES),
+        names.EXCEPTION_MESSAGE: _start(_text(delivery, failed.error), TEXT_BYTES),
         names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", TEXT_BYTES),
         names.REASON: failed.reason,
         names.ATTEMPTS: failed.attempts,
@@ -82,6 +83,18 @@ def _diagnosis(delivery: Delivery, failed: Failure, consumer: str, failed_at: da
     if delivery.expiration is not None:
         diagnosis[ORIGINAL_EXPIRATION] = delivery.expiration
     return diagnosis
+
+
+def _text(delivery: Delivery, error: BaseException) -> str:
+    if is_secret(delivery.message.headers, error):
+        return f"{type_name(error)}: its text is left out, for the body is encrypted"
+    return redact(text_of(error)) or type_name(error)
+
+
+def _trace(delivery: Delivery, error: BaseException) -> str:
+    if is_secret(delivery.message.headers, error):
+        return stack_of(error)
+    return redact(trace_of(error))
 
 
 def _sendable(headers: Mapping[str, Any], touched: list[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
@@ -12,6 +13,8 @@ from relmsg.broker.headers import check_headers
 from relmsg.codec import encode_body
 from relmsg.errors import BodyTooLarge, ExpirationNotPositive, PropertyRefused
 from relmsg.message import Message
+from relmsg.security.encryption import ENCRYPTION, Encryption
+from relmsg.security.signing import SIGNATURE, Signing
 from relmsg.telemetry import trace_headers
 
 MAX_BODY_BYTES = 1024 * 1024  # RabbitMQ 4 takes 16 MiB at most, and large bodies hurt everyone long before that
@@ -46,10 +49,18 @@ class Envelope(NamedTuple):
     timestamp: datetime | None = None
 
 
-def seal(message: Message, *, source: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
+def seal(
+    message: Message,
+    *,
+    source: str | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    signing: Signing | None = None,
+    encryption: Encryption | None = None,
+) -> Envelope:
     """Turn a message into an envelope that is known to be sendable.
 
-    ``source`` stands in where the message names none. The trace context of the current span joins the headers.
+    ``source`` stands in where the message names none. The trace context of the current span joins the headers. The body
+    is encrypted first and signed then, so that whoever cannot read it can still tell who sent it.
 
     :raises InvalidMessage: one of its subclasses, naming the rule the message broke.
     """
@@ -70,7 +81,20 @@ def seal(message: Message, *, source: str | None = None, max_body_bytes: int = M
         None if message.expiration is None else _milliseconds(message.expiration),
         message.timestamp,
     )
+    if encryption is not None or signing is not None:
+        envelope = _protected(envelope, signing, encryption)
     check(envelope, max_body_bytes=max_body_bytes)
+    return envelope
+
+
+def _protected(envelope: Envelope, signing: Signing | None, encryption: Encryption | None) -> Envelope:
+    check(envelope, max_body_bytes=sys.maxsize)  # before, so that the message's own faults are told and no others
+    if encryption is not None:
+        bound = (envelope.message_id, envelope.type, envelope.source, envelope.ordering_key, envelope.content_type)
+        body, told = encryption.encrypt(envelope.body, *bound)
+        envelope = envelope._replace(body=body, headers={**envelope.headers, ENCRYPTION: told})
+    if signing is not None:
+        envelope = envelope._replace(headers={**envelope.headers, SIGNATURE: signing.header(envelope)})
     return envelope
 
 

@@ -16,6 +16,8 @@ from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import Publication
 from relmsg.db.failures import named
 from relmsg.errors import RelmsgError
+from relmsg.exceptions import type_name
+from relmsg.security.encryption import is_secret
 from relmsg.topology import error_queue_name
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class ErrorExchange:
             delivery.queue,
             copy.routing_key,
             failed.reason,
-            named(failed.error),
+            type_name(failed.error) if is_secret(delivery.message.headers, failed.error) else named(failed.error),
         )
         return receipt
 

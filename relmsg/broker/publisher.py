@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,6 +18,8 @@ from relmsg.broker.wire import publication
 from relmsg.clock import Clock, SystemClock
 from relmsg.message import Message
 from relmsg.retry import Retry, Seconds
+from relmsg.security.encryption import Encryption
+from relmsg.security.signing import Signing
 from relmsg.settings import amqp_urls
 
 
@@ -33,6 +36,8 @@ class Publisher:
     :param url: ``amqp://`` or ``amqps://``; several hosts may stand in it, separated by commas.
     :param source: the name of this service, sent as ``app_id`` where a message names none.
     :param deadline: seconds to wait for the connection, the write and the confirm, each.
+    :param signing: signs each message, so that receivers with ``Trust`` know it for this service's.
+    :param encryption: encrypts each body before it is sent; only consumers with the key can read it.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class Publisher:
         deadline: Seconds = 30.0,
         window: int = 2000,
         max_body_bytes: int = MAX_BODY_BYTES,
+        signing: Signing | None = None,
+        encryption: Encryption | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -54,10 +61,13 @@ class Publisher:
         arguments.whole("Publisher(window=…)", window, 1, 65_535, "unconfirmed messages")
         arguments.whole("Publisher(max_body_bytes=…)", max_body_bytes, 1, arguments.MOST_BODY_BYTES, "bytes")
         arguments.clock_and_chance("Publisher", clock, chance)
-        self._source = source
         default = Retry(attempts=5, base=0.1, cap=2.0, budget=deadline)
         self._retry = Retry.of("Publisher(retry=…)", retry, default)
-        self._max_body_bytes = max_body_bytes
+        if signing is not None:
+            arguments.instance("Publisher(signing=…)", signing, Signing, "a key is given as Signing(key)")
+        if encryption is not None:
+            arguments.instance("Publisher(encryption=…)", encryption, Encryption, "a key is given as Encryption(key)")
+        self._seal = partial(seal, source=source, max_body_bytes=max_body_bytes, signing=signing, encryption=encryption)
         self._clock = clock or SystemClock()
         self._chance = chance
         self._connection = Connection(amqp_urls(url), name=source or "relmsg publisher", clock=self._clock)
@@ -100,9 +110,7 @@ class Publisher:
         :raises InvalidMessage: one of the messages can never be sent; nothing was sent.
         :raises BrokerAway: there is no connection; nothing was sent.
         """
-        publishes = [
-            publication(seal(message, source=self._source, max_body_bytes=self._max_body_bytes)) for message in messages
-        ]
+        publishes = [publication(self._seal(message)) for message in messages]
         return await publish_again_if_nacked(
             self._channel, publishes, retry=self._retry, clock=self._clock, chance=self._chance
         )

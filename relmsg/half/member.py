@@ -21,6 +21,8 @@ from relmsg.half.sender import Sender
 from relmsg.half.state import Resolution
 from relmsg.message import HeaderValue
 from relmsg.retry import full_jitter
+from relmsg.security.encryption import Encryption
+from relmsg.security.received import opened
 from relmsg.telemetry import span
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ class Member:
         *,
         concurrency: int,
         max_body_bytes: int = MAX_BODY_BYTES,
+        encryption: Encryption | None = None,
         clock: Clock,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -51,6 +54,7 @@ class Member:
         self._sender = sender
         self._checkers = checkers
         self._max_body_bytes = max_body_bytes
+        self._encryption = encryption
         self._clock = clock
         self._chance = chance
         self._queue = checks_of(sender.group)
@@ -128,7 +132,7 @@ class Member:
         if delivery.fault is not None or check is None or headers.get(VERB) != Verb.CHECK:
             raise MalformedHalf(f"this is no check, but {headers.get(VERB)!r}") from delivery.fault
         half = read_half(delivery.message, None, max_body_bytes=self._max_body_bytes)
-        return HalfMessage(half.message(), half.group, check)
+        return HalfMessage(opened(half.message(), self._encryption), half.group, check)
 
     async def _answer(self, half: HalfMessage) -> None:
         with span("check", {"messaging.message.id": str(half.id)}, continues=half.message.headers):

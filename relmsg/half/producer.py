@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -31,6 +32,8 @@ from relmsg.half.state import HalfState, Resolution
 from relmsg.half.transaction import HalfTransaction, LocalWork
 from relmsg.message import Message
 from relmsg.retry import Retry, Seconds
+from relmsg.security.encryption import Encryption
+from relmsg.security.signing import Signing
 from relmsg.settings import amqp_urls
 
 C = TypeVar("C", bound=Checker)
@@ -61,6 +64,8 @@ class HalfProducer:
     :param concurrency: checkers that run at a time in this process.
     :param identify: put the login of ``amqp_url`` into every message, where RabbitMQ holds it against the connection's:
         then the group's word counts only from that login. False where the login is not in the URL (a certificate).
+    :param signing: signs each message, so that receivers with ``Trust`` know it for this service's.
+    :param encryption: encrypts each body before it is sent; only consumers with the key can read it.
     :param fence: which table ``fence`` and ``fenced_checker`` use; ``relmsg_fence`` unless told otherwise.
     :param bulk: see ``Connection``.
     :raises GroupRefused: no group can have this name.
@@ -78,6 +83,8 @@ class HalfProducer:
         concurrency: int = 4,
         max_body_bytes: int = MAX_BODY_BYTES,
         identify: bool = True,
+        signing: Signing | None = None,
+        encryption: Encryption | None = None,
         fence: Fence | None = None,
         retry: Retry | int | None = None,
         bulk: bool | None = None,
@@ -131,10 +138,19 @@ class HalfProducer:
             self._checkers,
             concurrency=concurrency,
             max_body_bytes=max_body_bytes,
+            encryption=encryption,
             clock=clock,
             chance=chance,
         )
-        self._max_body_bytes = max_body_bytes
+        if signing is not None:
+            arguments.instance("HalfProducer(signing=…)", signing, Signing, "a key is given as Signing(key)")
+        if encryption is not None:
+            arguments.instance(
+                "HalfProducer(encryption=…)", encryption, Encryption, "a key is given as Encryption(key)"
+            )
+        self._seal = partial(
+            seal, source=source or group, max_body_bytes=max_body_bytes, signing=signing, encryption=encryption
+        )
         self._fence = fence or Fence()
         self._entered = False
         self._running: AsyncExitStack | None = None
@@ -215,7 +231,7 @@ class HalfProducer:
 
         def prepare() -> Publication:
             half = half_of(
-                seal(message, source=self._sender.source, max_body_bytes=self._max_body_bytes),
+                self._seal(message),
                 self.group,
                 user_id=self._sender.user_id,
                 check_after=check_after,

@@ -11,6 +11,9 @@ from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
 from relmsg.inbox.outcome import REASONS, Failed
 from relmsg.inbox.registry import Registry
+from relmsg.security.encryption import Encryption
+from relmsg.security.received import opened
+from relmsg.security.trust import Trust
 
 
 class Arrival:
@@ -34,13 +37,23 @@ class Arrival:
         self.alone = delivery.redelivered
 
 
-def arrived(delivery: Delivery, name: str, registry: Registry, missing_id: MissingId) -> Arrival:
+def arrived(
+    delivery: Delivery,
+    name: str,
+    registry: Registry,
+    missing_id: MissingId,
+    trust: Trust | None = None,
+    encryption: Encryption | None = None,
+) -> Arrival:
     """Find the handler of a delivery, its identity, and what the handler will be given."""
     arrival = Arrival(delivery, name)
     message = delivery.message
     try:
         if delivery.fault is not None:
             raise Undecodable(f"a property or header cannot be read: {delivery.fault}") from delivery.fault
+        if trust is not None:
+            trust.check(message, delivery.user_id)
+        message = opened(message, encryption)
         handler = arrival.handler = registry.find(delivery.queue, message.type)
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)

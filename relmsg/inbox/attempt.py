@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import is_away, is_contention, named
+from relmsg.exceptions import type_name
 from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
@@ -37,6 +38,7 @@ from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.message import Message
 from relmsg.retry import Retry
+from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ class Attempts:
                 task.message.type,
                 attempt,
                 delay,
-                named(outcome.error),
+                type_name(outcome.error) if is_secret(task.message.headers, outcome.error) else named(outcome.error),
             )
             with self._rest():
                 await self._clock.sleep(delay)

@@ -32,6 +32,8 @@ from relmsg.inbox.together import Together
 from relmsg.inbox.worker import Worker
 from relmsg.migrate import require_current
 from relmsg.retry import Retry, Seconds
+from relmsg.security.encryption import Encryption
+from relmsg.security.trust import Trust
 from relmsg.settings import amqp_urls, schema_in_force
 from relmsg.topology import ERROR_EXCHANGE, Exchange, Queue, checked_name
 
@@ -55,6 +57,8 @@ class Inbox:
     :param sessions: where handlers work. Its pool should hold ``concurrency`` + 2 connections.
     :param missing_id: what becomes of messages without an id. ``"reject"``: to the error exchange. ``"hash"``: an id
         is made from their content, and two equal messages are one.
+    :param trust: the proof that each message's source needs; without it, whoever may publish to a queue is believed.
+    :param encryption: opens encrypted bodies for the handlers.
     :param prefetch: messages the broker hands over ahead of the acks, for each queue. By default 250, or five of the
         queue's largest groups (1000 with a list handler) where that is more: one fills while others commit. What one
         process holds another cannot have, and all of it is held in memory: with handlers that take seconds and several
@@ -72,6 +76,8 @@ class Inbox:
         schema: str | None = None,
         amqp_url: str | None = None,
         missing_id: MissingId = "reject",
+        trust: Trust | None = None,
+        encryption: Encryption | None = None,
         error_exchange: str | Exchange = ERROR_EXCHANGE,
         prefetch: int | None = None,
         concurrency: int = 8,
@@ -107,6 +113,12 @@ class Inbox:
         self.heartbeat = _heartbeat("Inbox(heartbeat=…)", heartbeat)
         self.amqp_url = amqp_url
         self._missing_id = missing_id
+        if trust is not None:
+            arguments.instance("Inbox(trust=…)", trust, Trust, "Trust({source: Sender(…)})")
+        if encryption is not None:
+            arguments.instance("Inbox(encryption=…)", encryption, Encryption, "a key is given as Encryption(key)")
+        self._trust = trust
+        self._encryption = encryption
         self._error_exchange = error_exchange
         self._clock = clock or SystemClock()
         self._chance = chance
@@ -301,6 +313,8 @@ class Inbox:
                 self.metrics,
                 concurrency=concurrency,
                 fault=fault,
+                trust=self._trust,
+                encryption=self._encryption,
             )
 
         return Consumer(

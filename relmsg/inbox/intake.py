@@ -18,6 +18,8 @@ from relmsg.inbox.pace import Pace
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.together import STOPPED, Together
 from relmsg.inbox.worker import Worker
+from relmsg.security.encryption import Encryption
+from relmsg.security.trust import Trust
 
 
 class Intake:
@@ -34,10 +36,14 @@ class Intake:
         *,
         concurrency: int,
         fault: Callable[[Exception], None],
+        trust: Trust | None = None,
+        encryption: Encryption | None = None,
     ) -> None:
         self._name = name
         self._registry = registry
         self._missing_id = missing_id
+        self._trust = trust
+        self._encryption = encryption
         self._worker = worker
         self._together = together
         self._metrics = metrics
@@ -68,7 +74,7 @@ class Intake:
         for queue, count in Counter(delivery.queue for delivery in came).items():
             self._metrics.received(queue, count)
         for delivery in came:
-            arrival = arrived(delivery, self._name, self._registry, self._missing_id)
+            arrival = arrived(delivery, self._name, self._registry, self._missing_id, self._trust, self._encryption)
             self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
 
     def _line(self, queue: str, handler: Handler | None) -> Line[Arrival]:

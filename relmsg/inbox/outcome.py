@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from relmsg.errors import MissingMessageId, RelmsgError, Undecodable, UnknownType
+from relmsg.errors import MissingMessageId, RelmsgError, Undecodable, Undecryptable, UnknownType, Untrusted
 
 Reason: TypeAlias = Literal[
     "handler_failed",
@@ -23,6 +23,7 @@ Reason: TypeAlias = Literal[
     "missing_id",
     "unknown_type",
     "undecodable",
+    "untrusted",
     "killed_worker",
 ]
 
@@ -98,6 +99,8 @@ REASONS: dict[type[BaseException], Reason] = {
     MissingMessageId: "missing_id",
     UnknownType: "unknown_type",
     Undecodable: "undecodable",
+    Undecryptable: "undecodable",
+    Untrusted: "untrusted",
     HandlerTimeout: "handler_timeout",
     HandlerEndedTransaction: "handler_ended_transaction",
 }

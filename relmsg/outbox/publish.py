@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from sqlalchemy import Connection, Insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,6 +19,8 @@ from relmsg.outbox.ledger import WRITTEN, Ledger, Wake
 from relmsg.outbox.protected import connection_of, known_connection
 from relmsg.outbox.transactions import ledger_of
 from relmsg.outbox.wrap import OutboxExchange
+from relmsg.security.encryption import Encryption
+from relmsg.security.signing import Signing
 from relmsg.settings import schema_in_force
 
 
@@ -43,6 +46,8 @@ class Outbox:
     :param wake: called without arguments on the event loop after the COMMIT of a transaction that published, once, and
         never after a rollback; what it raises is logged. For a relay in this process its ``wake``, for a sidecar a
         ``Hint``. A call may be missed (the answer to the COMMIT was lost): the relay's polling makes up for it.
+    :param signing: signs each message, so that receivers with ``Trust`` know it for this service's.
+    :param encryption: encrypts each body before it is written; only consumers with the key can read it.
     :raises UsageError: an argument that cannot work; with ``collect`` or ``wake``, ``publish`` raises it through
         another driver than asyncpg and in a two-phase transaction.
     """
@@ -55,6 +60,8 @@ class Outbox:
         max_body_bytes: int = MAX_BODY_BYTES,
         collect: bool = False,
         wake: Wake | None = None,
+        signing: Signing | None = None,
+        encryption: Encryption | None = None,
     ) -> None:
         self.source = arguments.text("Outbox(source=…), the name of the publishing service,", source)
         self.max_body_bytes = arguments.whole(
@@ -65,6 +72,11 @@ class Outbox:
         self._insertion = Insertion.of(schema_in_force(schema))
         self._collect = arguments.flag("Outbox(collect=…)", collect)
         self._wake = wake
+        if signing is not None:
+            arguments.instance("Outbox(signing=…)", signing, Signing, "a key is given as Signing(key)")
+        if encryption is not None:
+            arguments.instance("Outbox(encryption=…)", encryption, Encryption, "a key is given as Encryption(key)")
+        self._seal = partial(seal, source=source, max_body_bytes=max_body_bytes, signing=signing, encryption=encryption)
 
     async def publish(self, tx: Transaction, message: Message) -> Message:
         """Write one message into the outbox, in the transaction of ``tx``; returns the message, with its id.
@@ -108,7 +120,7 @@ class Outbox:
     def _row(self, message: Message) -> SealedRow:
         if not isinstance(message, Message):
             raise UsageError(f"publish(tx, message): the message is a relmsg.Message, not a {type(message).__name__}")
-        return sealed_row(outbox_id(message), seal(message, source=self.source, max_body_bytes=self.max_body_bytes))
+        return sealed_row(outbox_id(message), self._seal(message))
 
     async def _publish(self, tx: Transaction, rows: Sequence[SealedRow]) -> None:
         connection = known_connection(tx)
