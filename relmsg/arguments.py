@@ -84,6 +84,15 @@ def seconds_or_unlimited(name: str, value: Any, *, positive: bool = False) -> fl
     return seconds(name, value, positive=positive)
 
 
+def flag_or_seconds(name: str, value: Any) -> float:
+    """Seconds; True is without limit, False is none."""
+    if isinstance(value, bool):
+        return math.inf if value else 0.0
+    if _number(value) is None:
+        raise refused(name, value, "is True, False, a number of seconds or a timedelta")
+    return seconds_or_unlimited(name, value)
+
+
 def flag(name: str, value: Any) -> bool:
     """True or False."""
     if not isinstance(value, bool):

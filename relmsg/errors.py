@@ -30,6 +30,7 @@
     │   ├── HalfUnknown                no half message has this id
     │   ├── HalfRolledBack             committed locally, but somebody had rolled the half message back before
     │   └── HalfOfAnotherGroup         a decision from a group, or a login, that has not prepared it
+    ├── InboxEnded                     an inbox inside an application ended, though nobody had asked it to
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
@@ -158,6 +159,10 @@ class HalfRolledBack(HalfError):
 
 class HalfOfAnotherGroup(HalfError):
     """Only the group that prepared a half message may decide about it."""
+
+
+class InboxEnded(RelmsgError):
+    """The inbox stopped consuming, though nobody had asked it to."""
 
 
 class BrokerRefused(RelmsgError):

@@ -25,6 +25,7 @@ from relmsg.inbox.intake import Intake
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.rest import Rest
+from relmsg.inbox.running import Running
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import Starts
 from relmsg.inbox.store import Store
@@ -124,6 +125,8 @@ class Inbox:
         self._chance = chance
         self._registry = Registry()
         self._consumer: Consumer | None = None
+        self._waits: str | None = None  # for what, while `running` waits for it
+        self._ended: str | None = None  # by what, where nobody had asked for it
 
     def handler(
         self,
@@ -199,12 +202,13 @@ class Inbox:
         return self._registry.queues
 
     def live(self) -> str | None:
-        """None while all is well, otherwise what is wrong: then the process should be restarted."""
-        return self._consumer.live() if self._consumer is not None else None
+        """None while all is well, otherwise what is wrong: then the process should be restarted. An inbox that
+        ``running`` has seen ending is not well."""
+        return self._consumer.live() if self._consumer is not None else self._ended
 
     def ready(self) -> str | None:
         """None while this inbox consumes all its queues and does not pause, otherwise what keeps it from that."""
-        return self._consumer.ready() if self._consumer is not None else "not running"
+        return self._consumer.ready() if self._consumer is not None else self._ended or self._waits or "not running"
 
     async def run(
         self,
@@ -231,12 +235,13 @@ class Inbox:
             raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
         if not self.queues:
             raise UsageError(f"inbox {self.name!r} has no handler: register one with @inbox.handler(type, queue=…)")
-        if self._consumer is not None:
-            raise UsageError(f"inbox {self.name!r} is running already")
         if stop is not None:
             arguments.instance("run(stop=…)", stop, asyncio.Event)
         arguments.function("run(started=…)", started)
+        self._require_idle()
         await self._require_tables()
+        self._require_idle()  # and is still
+        self._ended = None
         self._consumer = self._assemble(
             amqp_urls(url),
             self._prefetch_of(self.prefetch if prefetch is None else _prefetch("run(prefetch=…)", prefetch)),
@@ -261,6 +266,49 @@ class Inbox:
             if told is not None:
                 told.cancel()
             self._consumer = None
+
+    def running(
+        self,
+        amqp_url: str | None = None,
+        *,
+        wait_for_services: bool | Seconds = False,
+        prefetch: int | None = None,
+        concurrency: int | None = None,
+        drain: Seconds | None = None,
+        heartbeat: Seconds | None = None,
+    ) -> Running[Inbox]:
+        """Consume while a block runs, inside an application: ``async with inbox.running(amqp_url): …``.
+
+        Entering returns once all queues are consumed, or raises what ``run`` raises. With ``wait_for_services`` a
+        database or a broker that does not answer is waited for: True without limit, otherwise for so many seconds (or a
+        timedelta); the log says so when the wait begins and ends. A missing queue, missing tables and a refused login
+        are raised at once all the same. Leaving drains, also after an error in the block.
+
+        If the inbox ends by itself, which a fault does and a service that goes away does not, the log says so, ``live``
+        and ``ready`` say so from then on, and the task in the block is cancelled and gets what ended the inbox as an
+        exception on leaving.
+        """
+        given = arguments.flag_or_seconds("running(wait_for_services=…)", wait_for_services)
+
+        def run(stop: asyncio.Event, started: Callable[[], None]) -> Awaitable[None]:
+            return self.run(
+                amqp_url,
+                stop,
+                started=started,
+                prefetch=prefetch,
+                concurrency=concurrency,
+                drain=drain,
+                heartbeat=heartbeat,
+            )
+
+        return Running(self, self.name, run, patience=given, tell=self._told, clock=self._clock, chance=self._chance)
+
+    def _told(self, *, waits: str | None = None, ended: str | None = None) -> None:
+        self._waits, self._ended = waits, ended
+
+    def _require_idle(self) -> None:
+        if self._consumer is not None:
+            raise UsageError(f"inbox {self.name!r} is running already")
 
     async def _require_tables(self) -> None:
         bind = self.sessions.kw.get("bind")
