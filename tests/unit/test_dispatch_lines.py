@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -106,6 +107,10 @@ class Dispatching(RuleBasedStateMachine):
             if item.key is not None:
                 orders[item.key].append(item.number)
         assert all(order == sorted(order) for order in orders.values())
+
+    @invariant()
+    def messages_are_counted(self) -> None:
+        assert self.lines.count == len(self.waiting) + sum(len(unit.items) for unit in self.running)
 
     @invariant()
     def places_are_counted(self) -> None:
@@ -212,3 +217,48 @@ def test_nothing_begins_after_the_lines_are_cleared() -> None:
     lines.end(unit, back=unit.items)
     assert lines.next(1.0) is None
     assert set(lines.clear()) == set(unit.items)
+
+
+class Counted(Item):
+    """Counts how often its key is asked for."""
+
+    asked = 0
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "key":
+            Counted.asked += 1
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("keys", [1, 50, 20_000], ids=["one key", "a few keys", "a key each"])
+def test_what_a_message_costs_does_not_grow_with_those_that_wait(keys: int) -> None:
+    """With 20,000 messages waiting each one is looked at a few times, whether they share a key or not."""
+    count = 20_000
+    lines, line = line_of(4)
+    Counted.asked = 0
+    items = [Counted(number, 0, str(number % keys), alone=False) for number in range(count)]
+    for item in items:
+        lines.put(line, item)
+    handled: list[Item] = []
+    while (unit := lines.next(0.0)) is not None:
+        handled += unit.items
+        lines.end(unit)
+    assert len(handled) == count
+    assert Counted.asked <= 6 * count
+
+
+def test_a_hot_key_does_not_keep_others_waiting() -> None:
+    """Messages go on in the order they came: those of a key that was under way do not go before older ones."""
+    lines, line = line_of(1)
+    hot, other, later = put(lines, line, "hot", "other", "hot")
+    first = lines.next(0.0)
+    assert first is not None
+    assert first.items == [hot]
+    lines.end(first)
+    second = lines.next(0.0)
+    assert second is not None
+    assert second.items == [other]
+    lines.end(second)
+    third = lines.next(0.0)
+    assert third is not None
+    assert third.items == [later]
