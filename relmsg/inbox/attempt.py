@@ -125,8 +125,7 @@ class Attempts:
                 delay,
                 type_name(outcome.error) if is_secret(task.message.headers, outcome.error) else named(outcome.error),
             )
-            with self._rest():
-                await self._clock.sleep(delay)
+            await self._rest.sleep(self._clock, delay)
             spent += delay
 
     async def once(self, task: Task) -> Outcome:
