@@ -13,10 +13,11 @@ ALONE_SECONDS = 0.02  # how long a message that others stand before waits for th
 
 
 class Ack(NamedTuple):
-    """One ``basic.ack``."""
+    """One ``basic.ack``, or with ``back`` a ``basic.nack`` that has the broker put the message back into its queue."""
 
     tag: int
     multiple: bool
+    back: bool = False
 
 
 class Acks:
@@ -53,6 +54,13 @@ class Acks:
                 self._loop.call_soon(self._flush)
             elif self._gathered_at is None:
                 self._gathered_at = self._loop.call_later(GATHER_SECONDS, self._flush)
+        return True
+
+    def give_back(self, tag: int) -> bool:
+        """The message is not dealt with: the broker is to deliver it again. False if it was acked, or never came."""
+        if self._open.pop(tag, True):
+            return False
+        self._write([Ack(tag, multiple=False, back=True)])
         return True
 
     def flush(self) -> None:

@@ -25,6 +25,10 @@ class Origin(Protocol):
         """Ack the message in a moment; False if that cannot be said any more."""
         ...
 
+    def give_back(self, tag: int) -> bool:
+        """Have the broker put the message back into its queue; False if that cannot be said any more."""
+        ...
+
 
 class Delivery:
     """A message that the broker has handed to one channel, and waits to hear of on that channel only.
@@ -79,6 +83,11 @@ class Delivery:
         again.
         """
         return self._origin.is_open and self._origin.finish(self._tag)
+
+    def give_back(self) -> bool:
+        """Have the broker put the message back into its queue and deliver it again, to whomever; False if that cannot
+        be said (any more). It counts as a delivery: over a queue's delivery limit it is dead-lettered."""
+        return self._origin.is_open and self._origin.give_back(self._tag)
 
     def copy(self, *, exchange: str, routing_key: str, message_id: str, headers: Mapping[str, Any]) -> Publication:
         """A publish of the same message to another place: body and properties as they came.

@@ -18,7 +18,8 @@ CLOSE = b"\x00\x14\x00\x28"
 TAG = struct.Struct(">QB")
 BODY_SIZE = struct.Struct(">Q")
 ACK = struct.Struct(">HHQB")
-BASIC, BASIC_ACK = 60, 80
+BASIC, BASIC_ACK, BASIC_NACK = 60, 80, 120
+REQUEUE = 2  # the second bit of a nack; the first is "multiple"
 
 NOTHING = Properties(None, None, b"", None, None, None, None, None, None, None, None)
 
@@ -201,7 +202,10 @@ def _readable(header: bytes) -> Properties:
 def ack_frames(channel: int, acks: Sequence[Ack]) -> bytes:
     """The frames of these acks."""
     start = HEAD.pack(METHOD, channel, ACK.size)
-    return b"".join(start + ACK.pack(BASIC, BASIC_ACK, tag, multiple) + END for tag, multiple in acks)
+    return b"".join(
+        start + (ACK.pack(BASIC, BASIC_NACK, tag, REQUEUE) if back else ACK.pack(BASIC, BASIC_ACK, tag, multiple)) + END
+        for tag, multiple, back in acks
+    )
 
 
 @lru_cache(maxsize=4096)

@@ -215,6 +215,9 @@ class _Channel:
     def finish(self, tag: int) -> bool:
         return self._acks.finish(tag)
 
+    def give_back(self, tag: int) -> bool:
+        return self._acks.give_back(tag)
+
     async def cancel(self) -> None:
         if self._tag is not None and self._channel is not None:
             try:
@@ -281,7 +284,10 @@ class _Channel:
         try:
             while self._unwritten:
                 ack = self._unwritten.popleft()
-                await answer(channel.basic_ack(ack.tag, multiple=ack.multiple), within=ANSWER_SECONDS)
+                if ack.back:
+                    await answer(channel.basic_nack(ack.tag, requeue=True), within=ANSWER_SECONDS)
+                else:
+                    await answer(channel.basic_ack(ack.tag, multiple=ack.multiple), within=ANSWER_SECONDS)
         except RelmsgError as error:
             # Written or not, it must never be sent again: give the channel up, the broker then delivers again.
             self._unwritten.clear()

@@ -60,7 +60,7 @@ def arrived(
         arrival.task = Task(handler, message, identity, handler.decode(message), delivery.redelivered)
     except Unhandleable as error:
         arrival.refused = Failed(error, REASONS[type(error)])
-    except Exception as error:  # noqa: BLE001 - a model's own validator may raise anything
+    except BaseException as error:  # noqa: BLE001 - a model's own validator may raise anything, a Rust panic as well
         arrival.refused = Failed(error, "undecodable")
     if arrival.task is None:
         arrival.alone = True

@@ -190,6 +190,11 @@ def patience(handler: Handler) -> float:
     return ANSWER_SECONDS + (handler.timeout or PATIENCE_SECONDS)
 
 
+def may_take(handler: Handler) -> float | None:
+    """How long a transaction takes at most if all is well: it may wait for a copy of its message, then it runs."""
+    return None if handler.timeout is None else ANSWER_SECONDS + 2 * handler.timeout
+
+
 async def proven(handler: Handler, turn: HandlersTurn) -> Exception | None:
     """What speaks against the commit, though no handler has raised it."""
     try:

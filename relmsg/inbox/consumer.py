@@ -11,7 +11,10 @@ from typing import Any
 from relmsg.broker.connection import Connection
 from relmsg.broker.subscriber import Subscriber, require_queue
 from relmsg.clock import Clock
+from relmsg.db.failures import named
+from relmsg.exceptions import trace_of
 from relmsg.inbox.intake import Intake
+from relmsg.inbox.outcome import TaskCancelled
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.worker import Worker
 
@@ -34,7 +37,7 @@ class Consumer:
         name: str,
         queues: Mapping[str, Connection],
         worker: Worker,
-        intake: Callable[[Callable[[Exception], None]], Intake],
+        intake: Callable[[Callable[[BaseException], None]], Intake],
         publishing: Connection,
         rest: Rest,
         *,
@@ -51,14 +54,27 @@ class Consumer:
         self._drain_seconds = drain
         self._clock = clock
         self._beat_at = clock.monotonic()
-        self._fault: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._intake = intake(self._broken)
+        self._without_outcome = 0
+        self._last_fault = ""
+        self._intake = intake(self._fault)
         self._subscribers: list[Subscriber] = []
 
     def live(self) -> str | None:
-        """None while the event loop turns, otherwise what is wrong; the process should then be restarted."""
+        """None while the event loop turns and the deliveries move, otherwise what is wrong; the process should then be
+        restarted.
+
+        Deliveries move while one comes to its end, an attempt begins or ends, or a service that is away is tried, at
+        least once a minute; a handler within its timeout, and a wait before a retry, may take longer.
+        """
         still = self._clock.monotonic() - self._beat_at
-        return None if still < STUCK_SECONDS else f"the event loop has not turned for {still:.0f} s"
+        if still >= STUCK_SECONDS:
+            return f"the event loop has not turned for {still:.0f} s"
+        if self._without_outcome:
+            return f"{self._without_outcome} tasks ended without an outcome, the last one by {self._last_fault}"
+        still = self._rest.progress.standing_still()
+        if self._intake.count and still >= STUCK_SECONDS:
+            return f"{self._intake.count} deliveries are here, and nothing has moved for {still:.0f} s"
+        return None
 
     def ready(self) -> str | None:
         """None while every queue is consumed and nothing makes the consumer pause, otherwise what does."""
@@ -95,15 +111,17 @@ class Consumer:
             keeping = [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers]
             keeping.append(asyncio.create_task(self._beat()))
             stopped = asyncio.create_task(stop.wait())
-            ends: set[asyncio.Future[Any]] = {stopped, self._fault, *keeping}
+            ends: set[asyncio.Future[Any]] = {stopped, *keeping}
             try:
                 await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                ended = [task for task in keeping if task.done()]
                 for task in (stopped, *keeping):
                     task.cancel()
-        for ended in (self._fault, *keeping):
-            if ended.done() and not ended.cancelled():
-                ended.result()
+        for task in ended:
+            if task.cancelled():
+                raise TaskCancelled
+            task.result()
 
     async def _drain(self) -> None:
         stopping = [asyncio.create_task(subscriber.stop()) for subscriber in self._subscribers]
@@ -126,7 +144,17 @@ class Consumer:
             self._beat_at = self._clock.monotonic()
             await asyncio.sleep(1.0)
 
-    def _broken(self, error: Exception) -> None:
-        """A fault of relmsg: better a worker that ends than one that hangs."""
-        if not self._fault.done():
-            self._fault.set_exception(error)
+    def _fault(self, error: BaseException) -> None:
+        """Something ended without an outcome, by a fault of relmsg or by somebody who cancels what is not theirs.
+
+        The others go on, and ``live`` tells it from now on. The consumer does not end by itself: one message could end
+        each new process again, until the broker drops it with nothing said.
+        """
+        self._without_outcome += 1
+        self._last_fault = named(error)
+        log.error(
+            "%s: a delivery ended without an outcome and is given back: %s\n%s",
+            self._name,
+            self._last_fault,
+            trace_of(error),
+        )

@@ -16,6 +16,7 @@ from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import HandlerRefused, UsageError
 from relmsg.inbox.attempt import Attempts
+from relmsg.inbox.consume.progress import Progress
 from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.group import Groups
@@ -323,7 +324,7 @@ class Inbox:
     def _assemble(
         self, urls: list[str], prefetch: dict[str, int], concurrency: int, drain: float, heartbeat: float
     ) -> Consumer:
-        rest, store = Rest(), Store(self.schema)
+        rest, store = Rest(Progress(self._clock)), Store(self.schema)
         database = Gate(f"{self.name}, database", rest=rest, clock=self._clock, chance=self._chance)
         errors = Gate(f"{self.name}, error exchange", rest=rest, clock=self._clock, chance=self._chance)
         self.metrics.watch([database, errors])
@@ -351,7 +352,7 @@ class Inbox:
             metrics=self.metrics,
         )
 
-        def intake(fault: Callable[[Exception], None]) -> Intake:
+        def intake(fault: Callable[[BaseException], None]) -> Intake:
             return Intake(
                 self.name,
                 self._registry,

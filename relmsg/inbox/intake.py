@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from relmsg.broker.subscriber import Delivery
 from relmsg.inbox.arrival import Arrival, arrived
@@ -21,6 +22,8 @@ from relmsg.inbox.worker import Worker
 from relmsg.security.encryption import Encryption
 from relmsg.security.trust import Trust
 
+GIVE_BACK_SECONDS = 1.0
+
 
 class Intake:
     """Takes deliveries, and has each handled, alone by the ``worker`` or ``together`` with others."""
@@ -35,7 +38,7 @@ class Intake:
         metrics: Metrics,
         *,
         concurrency: int,
-        fault: Callable[[Exception], None],
+        fault: Callable[[BaseException], None],
         trust: Trust | None = None,
         encryption: Encryption | None = None,
     ) -> None:
@@ -47,15 +50,24 @@ class Intake:
         self._worker = worker
         self._together = together
         self._metrics = metrics
-        self._dispatcher: Dispatcher[Arrival] = Dispatcher(concurrency, one=self._one, many=self._many, fault=fault)
+        self._progress = worker.slots.rest.progress
+        self._fault = fault
+        self._dispatcher: Dispatcher[Arrival] = Dispatcher(
+            concurrency, one=self._one, many=self._many, fault=fault, unfinished=self._give_back
+        )
         self._lines: dict[tuple[str, str], Line[Arrival]] = {}
         self._came: list[Delivery] = []
         self._loop = asyncio.get_running_loop()
 
     @property
-    def tasks(self) -> frozenset[asyncio.Task[None]]:
+    def tasks(self) -> frozenset[asyncio.Task[Any]]:
         """What is under way, one task for each message or group."""
         return frozenset(self._dispatcher.tasks)
+
+    @property
+    def count(self) -> int:
+        """How many deliveries are here: waiting, or under way."""
+        return self._dispatcher.count
 
     def put(self, delivery: Delivery) -> None:
         """Note a delivery, and nothing more: the caller is the connection, and many come at once."""
@@ -73,9 +85,16 @@ class Intake:
         came, self._came = self._came, []
         for queue, count in Counter(delivery.queue for delivery in came).items():
             self._metrics.received(queue, count)
+        if not self._dispatcher.count:
+            self._progress.moved()  # until now there was nothing to do
         for delivery in came:
-            arrival = arrived(delivery, self._name, self._registry, self._missing_id, self._trust, self._encryption)
-            self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
+            try:
+                arrival = arrived(delivery, self._name, self._registry, self._missing_id, self._trust, self._encryption)
+                self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
+            except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it
+                self._metrics.settled(self._name, delivery.queue, STOPPED)
+                self._give_back_soon([delivery])
+                self._fault(error)
 
     def _line(self, queue: str, handler: Handler | None) -> Line[Arrival]:
         key = (queue, handler.type if handler is not None else "")
@@ -86,15 +105,33 @@ class Intake:
             self._dispatcher.add(line)
         return line
 
+    def _give_back(self, arrivals: list[Arrival]) -> None:
+        self._give_back_soon([arrival.delivery for arrival in arrivals])
+
+    def _give_back_soon(self, deliveries: list[Delivery]) -> None:
+        """Have these delivered again, not at once: what fails each time would turn in a circle."""
+
+        def give_back() -> None:
+            for delivery in deliveries:
+                delivery.give_back()
+
+        self._loop.call_later(GIVE_BACK_SECONDS, give_back)
+
     async def _one(self, arrival: Arrival, line: Line[Arrival], waits: Callable[[], None]) -> None:
-        outcome = await self._worker.handle(arrival, waits)
+        try:
+            outcome = await self._worker.handle(arrival, waits)
+        finally:
+            self._progress.moved()
         if isinstance(outcome, Duplicate):
             line.pace.went_well(1, None)
         elif isinstance(outcome, Handled) and outcome.attempts == 1:
             line.pace.went_well(1, arrival.task.took if arrival.task is not None else None)
 
     async def _many(self, arrivals: list[Arrival], line: Line[Arrival]) -> list[Arrival]:
-        return await self._together.handle(arrivals, line.pace)
+        try:
+            return await self._together.handle(arrivals, line.pace)
+        finally:
+            self._progress.moved()
 
 
 def _by_label(arrivals: Iterable[Arrival]) -> Counter[tuple[str, str]]:

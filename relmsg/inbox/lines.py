@@ -33,7 +33,7 @@ T = TypeVar("T", bound=Waiting)
 class Line(Generic[T]):
     """The messages that wait for one handler; they go on in the order they came, as far as their lanes let them.
 
-    Messages without a key stand in ``_free``. Of each lane that may go on, the first message stands in ``_heads``; it is
+    Messages without a key stand in ``_free``; the first message of each lane that may go on stands in ``_heads``. It is
     left there when the lane moves, and passed over later: taking it out of the middle would cost a walk.
     """
 
@@ -293,4 +293,3 @@ class Lines(Generic[T]):
             lane.runs[0].line.add_lane(lane)
         else:
             del self._lanes[key]
-

@@ -91,6 +91,15 @@ class StatementSwallowed(RelmsgError):
     """
 
 
+class TaskCancelled(RelmsgError):
+    """The task of a message was cancelled, by neither its timeout nor the end of the consumer.
+
+    Look for code that cancels the current task, or all tasks of the event loop.
+    """
+
+    retryable = True
+
+
 class DeliveryGone(RelmsgError):
     """The channel of the delivery is closed: the broker has taken the message back and delivers it again."""
 

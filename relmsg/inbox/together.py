@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from relmsg.db.failures import named
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
+from relmsg.inbox.attempt import may_take
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.group import DUPLICATE, HANDLED, Committed, Groups
 from relmsg.inbox.handler import Handler
@@ -16,6 +19,8 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import DeliveryGone, Failed, Outcome, Unsettled
 from relmsg.inbox.pace import Pace
 from relmsg.inbox.slots import Slots
+
+log = logging.getLogger(__name__)
 
 GONE = Unsettled(DeliveryGone())
 STOPPED = Unsettled(asyncio.CancelledError("the consumer is stopping"))
@@ -35,21 +40,23 @@ class Together:
         """Handle and settle; what comes back has to be handled again, in this order.
 
         If anything goes wrong in the group, all of it comes back, each to be handled alone: that spends none of its
-        attempts. A cancellation leaves all messages unacked, as it does in ``Worker.handle``.
+        attempts. So it is where relmsg itself fails: alone it is seen with which message. A cancellation leaves all
+        messages unacked, as it does in ``Worker.handle``.
         """
         handler = arrivals[0].handler
         assert handler is not None
-        settled = False
+        attempted: list[Arrival] = []
         try:
             await self.error_exchange.opened()
-            attempted: list[Arrival] = []
             ended = await self.database.until_settled(
                 lambda: self._attempt(handler, arrivals, attempted), lambda: any(map(_is_wanted, arrivals))
             )
-            settled = True
-        finally:
-            if not settled:
-                self._count(handler, arrivals, STOPPED)
+        except asyncio.CancelledError:
+            self._count(handler, arrivals, STOPPED)
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the messages are not to be forgotten
+            log.error("%d messages for %s are handled one by one: %s", len(arrivals), handler.type, named(error))
+            ended, attempted = Failed(error, "handler_failed"), arrivals
         if ended is None:
             self._count(handler, arrivals, GONE)
             return []
@@ -66,7 +73,7 @@ class Together:
     async def _attempt(
         self, handler: Handler, arrivals: list[Arrival], attempted: list[Arrival]
     ) -> Committed | Failed | Unsettled:
-        async with self.slots.one():
+        async with self.slots.one(may_take(handler)):
             # Lost while they waited: handling them now would only make duplicates (C9).
             attempted[:] = filter(_is_wanted, arrivals)
             if not attempted:

@@ -11,11 +11,11 @@ from relmsg.broker.receipt import Confirmed
 from relmsg.errors import KilledWorker
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
-from relmsg.inbox.attempt import Around, Attempts
+from relmsg.inbox.attempt import Around, Attempts, may_take
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import DeliveryGone, Duplicate, Failed, Handled, Outcome, Unsettled
+from relmsg.inbox.outcome import DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 
@@ -68,7 +68,8 @@ class _Journey:
         if unfinished >= UNFINISHED_ALLOWED:
             return Failed(KilledWorker(), "killed_worker", attempts=unfinished)
         await worker.error_exchange.opened()
-        return await worker.attempts.handle(task, self._around(task.identity, unfinished), self._wanted)
+        around = self._around(task.identity, unfinished, may_take(task.handler))
+        return await worker.attempts.handle(task, around, self._wanted)
 
     async def settle(self, outcome: Outcome) -> Outcome:
         """The one table from outcome to effect on the delivery."""
@@ -90,16 +91,28 @@ class _Journey:
         starts = self._worker.starts
         return await self._worker.database.until_settled(lambda: starts.unfinished(identity), self._wanted)
 
-    def _around(self, identity: Identity, unfinished: int) -> Around:
-        """What an attempt is made in: a slot; after a start that never ended counted; after two of them alone."""
+    def _around(self, identity: Identity, unfinished: int, seconds: float | None) -> Around:
+        """What an attempt is made in: a slot; after a start that never ended counted; after two of them alone.
+
+        An attempt that somebody cancels who is not the consumer's end raises TaskCancelled: its start stays counted, so
+        that a message that cancels its own task again and again ends in the error queue.
+        """
         slots = self._worker.slots
         slot = slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else slots.one
 
         async def around(attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
-            async with slot():
+            async def uncancelled() -> Outcome:
+                try:
+                    return await attempt()
+                except asyncio.CancelledError as error:
+                    if slots.rest.is_over:
+                        raise
+                    raise TaskCancelled from error
+
+            async with slot(seconds):
                 if not self._wanted():  # lost while it waited: handling it now would only make a duplicate (C9)
                     return Unsettled(DeliveryGone())
-                outcome = await (self._worker.starts.counted(identity, attempt) if unfinished else attempt())
+                outcome = await (self._worker.starts.counted(identity, uncancelled) if unfinished else attempt())
             self._waits()
             return outcome
 

@@ -120,7 +120,7 @@ class Leaving(asyncio.Event):
 
 @pytest.mark.parametrize("way", ["lost", "cancelled", "fails", "fails badly"])
 async def test_whoever_waits_goes_on_when_the_last_one_that_tries_leaves(way: str) -> None:
-    """Its delivery is lost, its task is cancelled, it raises: in whichever way, those behind the gate are let through."""
+    """Its delivery is lost, its task is cancelled, it raises: those behind the gate are let through."""
     errors: dict[str, BaseException] = {"fails": RuntimeError("a fault"), "fails badly": GeneratorExit()}
     gate, work = Gate("errors", chance=lambda: 0.0), Leaving(errors.get(way))
     trying = asyncio.create_task(gate.until_settled(work, lambda: not work.is_set() or way != "lost"))

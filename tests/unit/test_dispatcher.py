@@ -10,6 +10,7 @@ import pytest
 
 from relmsg.inbox.dispatcher import Dispatcher
 from relmsg.inbox.lines import Line
+from relmsg.inbox.outcome import TaskCancelled
 from relmsg.inbox.pace import Pace
 from relmsg.testing import eventually
 
@@ -26,13 +27,18 @@ class Work:
 
     def __init__(self, concurrency: int) -> None:
         self.begun: list[list[str]] = []
-        self.faults: list[Exception] = []
+        self.faults: list[BaseException] = []
+        self.unfinished: list[str] = []
         self.back: list[str] = []
         self.waits: dict[str, Callable[[], None]] = {}
         self._held: dict[str, asyncio.Future[None]] = {}
         self.line = Line[Item](Pace(8, timed=False))
         self.dispatcher: Dispatcher[Item] = Dispatcher(
-            concurrency, one=self._one, many=self._many, fault=self.faults.append
+            concurrency,
+            one=self._one,
+            many=self._many,
+            fault=self.faults.append,
+            unfinished=lambda items: self.unfinished.extend(item.name for item in items),
         )
         self.dispatcher.add(self.line)
 
@@ -41,7 +47,7 @@ class Work:
             self.dispatcher.put(self.line, item if isinstance(item, Item) else Item(item))
         await turns()
 
-    async def let_go(self, name: str, error: Exception | None = None) -> None:
+    async def let_go(self, name: str, error: BaseException | None = None) -> None:
         held = self._held.pop(name)
         if error is None:
             held.set_result(None)
@@ -158,6 +164,52 @@ async def test_a_fault_of_ours_is_told(working: Callable[[int], Work], alone: bo
     assert len(work.begun) == (2 if alone else 1)
     await work.put("d")
     assert len(work.begun) == 2
+
+
+class Panic(BaseException):
+    """As a Rust extension raises it."""
+
+
+@pytest.mark.parametrize("kind", [Panic, GeneratorExit, KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+@pytest.mark.parametrize("alone", [True, False], ids=["one", "many"])
+async def test_whatever_ends_without_an_outcome_is_told(
+    working: Callable[[int], Work], alone: bool, kind: type[BaseException]
+) -> None:
+    """Whatever is raised, by a message alone or in a group, its messages are told and the next ones begin."""
+    work = working(1)
+    work.grow()
+    await work.put(Item("a", alone=alone), "b", "c")
+    under_way = ["a"] if alone else ["a", "b", "c"]
+    await work.let_go("a", kind())
+    assert work.unfinished == under_way
+    assert [type(error) for error in work.faults] == [TaskCancelled if kind is asyncio.CancelledError else kind]
+    await work.put("d")
+    assert len(work.begun) == 2
+
+
+async def test_a_task_that_is_cancelled_before_it_begins_gives_its_place_back(working: Callable[[int], Work]) -> None:
+    """Somebody cancels all tasks of the loop in the turn in which a unit was to begin: it is told, others go on."""
+    work = working(1)
+    work.dispatcher.put(work.line, Item("a"))
+    await asyncio.sleep(0)
+    for task in work.dispatcher.tasks:
+        task.cancel()
+    await turns()
+    assert work.begun == []
+    assert work.unfinished == ["a"]
+    await work.put("b")
+    assert work.begun == [["b"]]
+
+
+async def test_what_is_cancelled_by_a_drain_is_no_fault(working: Callable[[int], Work]) -> None:
+    """After drop_waiting a cancellation is the consumer's own."""
+    work = working(1)
+    await work.put("a")
+    work.dispatcher.drop_waiting()
+    for task in work.dispatcher.tasks:
+        task.cancel()
+    await turns()
+    assert (work.faults, work.unfinished, work.dispatcher.count) == ([], [], 0)
 
 
 async def test_nothing_begins_after_a_drop(working: Callable[[int], Work]) -> None:
