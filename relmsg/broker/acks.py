@@ -13,11 +13,16 @@ ALONE_SECONDS = 0.02  # how long a message that others stand before waits for th
 
 
 class Ack(NamedTuple):
-    """One ``basic.ack``, or with ``back`` a ``basic.nack`` that has the broker put the message back into its queue."""
+    """One ``basic.ack``."""
 
     tag: int
     multiple: bool
-    back: bool = False
+
+
+class Nack(NamedTuple):
+    """One ``basic.nack`` that has the broker put the message back into its queue."""
+
+    tag: int
 
 
 class Acks:
@@ -29,7 +34,7 @@ class Acks:
     alone, so that a slow message does not use up the prefetch of all the others.
     """
 
-    def __init__(self, write: Callable[[Sequence[Ack]], None]) -> None:
+    def __init__(self, write: Callable[[Sequence[Ack | Nack]], None]) -> None:
         self._write = write
         self._open: OrderedDict[int, bool] = OrderedDict()
         self._finished = 0
@@ -60,7 +65,7 @@ class Acks:
         """The message is not dealt with: the broker is to deliver it again. False if it was acked, or never came."""
         if self._open.pop(tag, True):
             return False
-        self._write([Ack(tag, multiple=False, back=True)])
+        self._write([Nack(tag)])
         return True
 
     def flush(self) -> None:

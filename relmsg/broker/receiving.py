@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from relmsg.broker.acks import Ack
+from relmsg.broker.acks import Ack, Nack
 from relmsg.broker.decode import Properties, headers, moment, properties
 from relmsg.broker.encode import KEY_HEADER
 from relmsg.broker.frame import BODY, END, END_OCTET, HEAD, HEADER, METHOD, OVERHEAD
@@ -199,12 +199,14 @@ def _readable(header: bytes) -> Properties:
         return NOTHING
 
 
-def ack_frames(channel: int, acks: Sequence[Ack]) -> bytes:
-    """The frames of these acks."""
+def ack_frames(channel: int, acks: Sequence[Ack | Nack]) -> bytes:
+    """The frames of these acks and nacks."""
     start = HEAD.pack(METHOD, channel, ACK.size)
     return b"".join(
-        start + (ACK.pack(BASIC, BASIC_NACK, tag, REQUEUE) if back else ACK.pack(BASIC, BASIC_ACK, tag, multiple)) + END
-        for tag, multiple, back in acks
+        start
+        + (ACK.pack(BASIC, BASIC_ACK, *ack) if isinstance(ack, Ack) else ACK.pack(BASIC, BASIC_NACK, ack.tag, REQUEUE))
+        + END
+        for ack in acks
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import aiormq
 from aiormq.abc import DeliveredMessage
 
-from relmsg.broker.acks import Ack, Acks
+from relmsg.broker.acks import Ack, Acks, Nack
 from relmsg.broker.answer import answer, really_cancelled
 from relmsg.broker.connection import Connection
 from relmsg.broker.delivery import Delivery as Delivery
@@ -187,7 +187,7 @@ class _Channel:
         self._tap: Tap | None = None
         self._channel: aiormq.Channel | None = None
         self._closing: asyncio.Future[Any] | None = None
-        self._unwritten: deque[Ack] = deque()
+        self._unwritten: deque[Ack | Nack] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._tag: str | None = None
 
@@ -268,7 +268,7 @@ class _Channel:
         )
         self._deliver(came)
 
-    def _write(self, acks: Sequence[Ack]) -> None:
+    def _write(self, acks: Sequence[Ack | Nack]) -> None:
         channel = self._channel
         if not self.is_open or channel is None:
             return
@@ -284,7 +284,7 @@ class _Channel:
         try:
             while self._unwritten:
                 ack = self._unwritten.popleft()
-                if ack.back:
+                if isinstance(ack, Nack):
                     await answer(channel.basic_nack(ack.tag, requeue=True), within=ANSWER_SECONDS)
                 else:
                     await answer(channel.basic_ack(ack.tag, multiple=ack.multiple), within=ANSWER_SECONDS)

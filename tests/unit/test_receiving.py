@@ -15,7 +15,7 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
-from relmsg.broker.acks import Ack
+from relmsg.broker.acks import Ack, Nack
 from relmsg.broker.frame import HEAD
 from relmsg.broker.receiving import Receiving, ack_frames, message_of
 from relmsg.broker.tap import Tap
@@ -208,6 +208,14 @@ def test_acks_are_written_as_pamqp_writes_them(acks):
     """The frames of acks are byte for byte those of pamqp."""
     assert ack_frames(7, acks) == b"".join(
         frame.marshal(commands.Basic.Ack(ack.tag, multiple=ack.multiple), 7) for ack in acks
+    )
+
+
+@given(st.lists(st.builds(Nack, st.integers(1, 2**63 - 1)), max_size=5))
+def test_messages_are_given_back_as_pamqp_writes_it(nacks):
+    """A message that is given back is a nack of it alone, with requeue."""
+    assert ack_frames(7, nacks) == b"".join(
+        frame.marshal(commands.Basic.Nack(nack.tag, multiple=False, requeue=True), 7) for nack in nacks
     )
 
 
