@@ -94,6 +94,13 @@ class Subscriber:
         self._chance = chance
         self._channel: _Channel | None = None
         self._stopping = False
+        self._wanted = asyncio.Event()
+        self._wanted.set()
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether ``pause`` has ended the subscription, and ``resume`` is still to come."""
+        return not self._wanted.is_set()
 
     @property
     def is_consuming(self) -> bool:
@@ -126,17 +133,33 @@ class Subscriber:
                 await self._channel.lost.wait()
                 if self._stopping:
                     return
-                log.warning("queue %s: %s, subscribing again", self._shown, self._channel.why)
+                if not self.is_paused:
+                    log.warning("queue %s: %s, subscribing again", self._shown, self._channel.why)
                 await self._channel.close()
                 self._channel = None
+            await self._wanted.wait()
             failures += 1
             await self._clock.sleep(full_jitter(failures, 0.1, 10.0, self._chance))
             try:
                 self._channel = await self._open()
+                if self.is_paused:
+                    await self._channel.close()
                 failures = 0
                 log.info("queue %s: consuming again", self._shown)
             except RelmsgError as error:
                 log.warning("queue %s: %s", self._shown, error)
+
+    async def pause(self) -> None:
+        """End the subscription, so that the broker takes back whatever was not acked; ``run`` waits for ``resume``."""
+        self._wanted.clear()
+        if self._channel is not None:
+            if self._channel.is_open:
+                await self._channel.cancel()
+            await self._channel.close()
+
+    def resume(self) -> None:
+        """Have ``run`` subscribe again."""
+        self._wanted.set()
 
     async def stop(self) -> None:
         """Have the broker send nothing more, and wait for its word on it. What was delivered can still be acked."""

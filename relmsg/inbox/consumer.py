@@ -13,6 +13,7 @@ from relmsg.broker.subscriber import Subscriber, require_queue
 from relmsg.clock import Clock
 from relmsg.db.failures import named
 from relmsg.exceptions import trace_of
+from relmsg.inbox.consume.long_pause import LONG_SECONDS, LongPause, Trial
 from relmsg.inbox.intake import Intake
 from relmsg.inbox.outcome import TaskCancelled
 from relmsg.inbox.rest import Rest
@@ -44,6 +45,8 @@ class Consumer:
         prefetch: Mapping[str, int],
         drain: float,
         clock: Clock,
+        trial: Trial,
+        long_pause: float = LONG_SECONDS,
     ) -> None:
         self._name = name
         self._queues = queues
@@ -53,6 +56,8 @@ class Consumer:
         self._prefetch = prefetch
         self._drain_seconds = drain
         self._clock = clock
+        self._trial = trial
+        self._long_pause = long_pause
         self._beat_at = clock.monotonic()
         self._without_outcome = 0
         self._last_fault = ""
@@ -81,9 +86,12 @@ class Consumer:
         if not self._subscribers:
             return "starting"
         for subscriber in self._subscribers:
-            if not subscriber.is_consuming:
+            if not (subscriber.is_consuming or subscriber.is_paused):
                 return f"queue {subscriber.queue} is not consumed"
-        return self._worker.database.trouble or self._worker.error_exchange.trouble
+        trouble = self._worker.database.trouble or self._worker.error_exchange.trouble
+        if trouble is None and any(subscriber.is_paused for subscriber in self._subscribers):
+            return "the deliveries were given back during a long pause"
+        return trouble
 
     async def run(self, stop: asyncio.Event, started: Callable[[], None]) -> None:
         """Consume until ``stop`` is set, then drain.
@@ -110,6 +118,8 @@ class Consumer:
             started()
             keeping = [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers]
             keeping.append(asyncio.create_task(self._beat()))
+            pause = LongPause(self._worker.database, self._trial, self._subscribers, self._long_pause)
+            keeping.append(asyncio.create_task(pause.run()))
             stopped = asyncio.create_task(stop.wait())
             ends: set[asyncio.Future[Any]] = {stopped, *keeping}
             try:

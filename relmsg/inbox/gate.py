@@ -58,6 +58,7 @@ class Gate:
         self._trying = 0
         self._opened = asyncio.Event()
         self._opened.set()
+        self._shut_now = asyncio.Event()
         self._trial = asyncio.Lock()
 
     @property
@@ -85,6 +86,15 @@ class Gate:
         if not self.is_open:
             with self._rest():
                 await self._opened.wait()
+
+    async def shut_for(self, seconds: float) -> None:
+        """Wait until it has been shut for so many seconds without a break."""
+        while True:
+            await self._shut_now.wait()
+            left = seconds - self.shut_seconds
+            if left <= 0:
+                return
+            await self._clock.sleep(left)
 
     async def until_settled(
         self, work: Callable[[], Awaitable[T | Unsettled]], wanted: Callable[[], bool] = lambda: True
@@ -148,6 +158,7 @@ class Gate:
     def _shut(self, cause: BaseException) -> None:
         if self.is_open:  # many workers meet the same trouble at the same time: it counts once
             self._opened.clear()
+            self._shut_now.set()
             self._shut_at = self._clock.monotonic()
             self._failed(cause, "pausing, nothing is lost and no attempt is spent", logging.WARNING)
 
@@ -165,6 +176,7 @@ class Gate:
 
     def _open(self) -> None:
         self._paused += self.shut_seconds
+        self._shut_now.clear()
         self._opened.set()
 
 

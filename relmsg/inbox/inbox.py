@@ -16,6 +16,7 @@ from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import HandlerRefused, UsageError
 from relmsg.inbox.attempt import Attempts
+from relmsg.inbox.consume.long_pause import writing
 from relmsg.inbox.consume.progress import Progress
 from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.gate import Gate
@@ -376,6 +377,7 @@ class Inbox:
             prefetch=prefetch,
             drain=drain,
             clock=self._clock,
+            trial=writing(self.sessions, store, self.name),
         )
 
 

@@ -10,12 +10,14 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from relmsg.clock import SystemClock
+from relmsg.database import create_engine
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
 from relmsg.retry import Retry
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 from tests.support.consuming import QUEUE, create_effect, effect, effects, left, place, running, settled
+from tests.support.proxy import Proxy
 
 
 class Ahead(SystemClock):
@@ -155,3 +157,78 @@ async def test_deliveries_that_stand_still_for_a_minute_make_the_process_not_liv
         over.set()
         await settled(inbox, failed=1)
         await eventually(moves)
+
+
+class Fast(SystemClock):
+    """A clock that runs thirty times as fast: a minute is two seconds."""
+
+    def monotonic(self) -> float:
+        return super().monotonic() * 30
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds / 30)
+
+
+async def test_a_long_pause_gives_the_deliveries_back(
+    broker: Broker, amqp_url: str, database_url: str, queue: str, sessions: Any
+) -> None:
+    """The database is away for more than a minute: the broker has all messages again, none of them waits unacked; when
+    it answers each takes effect once."""
+    async with Proxy.before(database_url) as proxy:
+        engine = create_engine(proxy.through(database_url))
+        inbox = Inbox("billing", async_sessionmaker(engine), clock=Fast())
+
+        @inbox.handler("order.placed", queue=QUEUE)
+        async def handle(message: Message, session: AsyncSession) -> None:
+            await effect(session, message)
+
+        ids = [str(number) for number in range(50)]
+
+        async def given_back() -> None:
+            assert await broker.consumers(QUEUE) == 0
+            assert await broker.count(QUEUE) == len(ids)
+            assert "database" in (inbox.ready() or "")
+            assert inbox.live() is None
+
+        def consumes() -> None:
+            assert inbox.ready() is None
+
+        async with running(inbox, amqp_url):
+            await proxy.refuse()
+            proxy.reset()
+            await place(broker, *ids)
+            await eventually(given_back, within=30)
+            await proxy.accept()
+            await settled(inbox, handled=len(ids))
+            await eventually(consumes)
+            await place(broker, "later")
+            await settled(inbox, handled=len(ids) + 1)
+        await engine.dispose()
+    assert sorted(await effects(sessions)) == sorted([*ids, "later"])
+    assert await left(broker) == 0
+
+
+async def test_a_short_pause_keeps_the_deliveries(
+    broker: Broker, amqp_url: str, database_url: str, queue: str, sessions: Any
+) -> None:
+    """A database that is back within the minute costs no message a second delivery."""
+    async with Proxy.before(database_url) as proxy:
+        engine = create_engine(proxy.through(database_url))
+        inbox = Inbox("billing", async_sessionmaker(engine))
+
+        @inbox.handler("order.placed", queue=QUEUE)
+        async def handle(message: Message, session: AsyncSession) -> None:
+            await effect(session, message)
+
+        def paused() -> None:
+            assert "database" in (inbox.ready() or "")
+
+        async with running(inbox, amqp_url):
+            await proxy.refuse()
+            proxy.reset()
+            await place(broker, "1", "2")
+            await eventually(paused)
+            assert await broker.consumers(QUEUE) == 1
+            await proxy.accept()
+            await settled(inbox, handled=2, duplicate=0, unsettled=0)
+        await engine.dispose()
