@@ -42,18 +42,21 @@ class Failure(Protocol):
         ...
 
 
-def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
-    """All headers of the error copy.
+def error_headers(
+    delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime, most: int = MAX_BYTES
+) -> dict[str, Any]:
+    """All headers of the error copy, at most so many bytes; fewer than 2048 cannot be kept to.
 
     The diagnosis of an earlier failure is replaced. What AMQP libraries can receive but not send is made sendable. The
     stack trace gets what room is left, at most 4 KiB of its end. Where even without it the headers would take more than
-    16 KiB, the largest of the incoming ones are left out; ``relmsg-sanitised-headers`` names all that is not as it was.
+    ``most``, the largest of the incoming ones are left out; ``relmsg-sanitised-headers`` names all that has changed.
     """
     touched: list[str] = []
     came = _sendable(names.strip(delivery.message.headers), touched)
-    diagnosis = _diagnosis(delivery, failed, consumer, failed_at)
+    diagnosis = _diagnosis(delivery, failed, consumer, failed_at, min(TEXT_BYTES, most // 16))
+    listed = min(LISTED_BYTES, most // 8)
     # Room for the list itself is set aside: dropping a header makes it longer.
-    budget = MAX_BYTES - encoded_size(diagnosis) - LISTED_BYTES - len(names.SANITISED) - 8
+    budget = most - encoded_size(diagnosis) - listed - len(names.SANITISED) - 8
     for name in sorted(came, key=lambda name: encoded_size({name: came[name]}), reverse=True):
         if encoded_size(came) <= budget:
             break
@@ -63,22 +66,29 @@ def error_headers(delivery: Delivery, failed: Failure, consumer: str, failed_at:
     trace = _end(_trace(delivery, failed.error), max(0, room))
     headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
     if touched:
-        headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), LISTED_BYTES)
+        headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), listed)
     return headers
 
 
-def _diagnosis(delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime) -> dict[str, Any]:
+def cut_text(text: str, size: int) -> str:
+    """The beginning of a text, at most so many bytes."""
+    return _start(text, size)
+
+
+def _diagnosis(
+    delivery: Delivery, failed: Failure, consumer: str, failed_at: datetime, text_bytes: int
+) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
-        names.EXCEPTION_MESSAGE: _start(_text(delivery, failed.error), TEXT_BYTES),
-        names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", TEXT_BYTES),
+        names.EXCEPTION_MESSAGE: _start(_text(delivery, failed.error), text_bytes),
+        names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", text_bytes),
         names.REASON: failed.reason,
         names.ATTEMPTS: failed.attempts,
         names.FAILED_AT: failed_at.isoformat(timespec="milliseconds"),
         names.ORIGINAL_EXCHANGE: delivery.message.exchange,
         names.ORIGINAL_ROUTING_KEY: delivery.message.routing_key,
         names.ORIGINAL_QUEUE: delivery.queue,
-        names.CONSUMER: _start(consumer, TEXT_BYTES),
+        names.CONSUMER: _start(consumer, text_bytes),
     }
     if delivery.expiration is not None:
         diagnosis[ORIGINAL_EXPIRATION] = delivery.expiration

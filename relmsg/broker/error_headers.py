@@ -20,6 +20,8 @@ ORIGINAL_QUEUE = "relmsg-original-queue"
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 CONSUMER = "relmsg-consumer"
 SANITISED = "relmsg-sanitised-headers"
+BODY_SIZE = "relmsg-body-size"
+BODY_SHA256 = "relmsg-body-sha256"
 
 OURS = frozenset(
     {
@@ -35,6 +37,8 @@ OURS = frozenset(
         ORIGINAL_EXPIRATION,
         CONSUMER,
         SANITISED,
+        BODY_SIZE,
+        BODY_SHA256,
     }
 )
 BROKERS = frozenset({"x-death", "x-delivery-count", "x-acquired-count"})

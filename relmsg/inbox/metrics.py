@@ -31,6 +31,12 @@ class Metrics:
             (*where, "reason"),
             registry=self.registry,
         )
+        self._set_aside = Counter(
+            "relmsg_consumer_copies_refused",
+            "Failed messages left unacked, because the broker takes no error copy of them",
+            where,
+            registry=self.registry,
+        )
         self._retries = Counter(
             "relmsg_consumer_retries", "Attempts after the first", (*where, "type"), registry=self.registry
         )
@@ -68,6 +74,10 @@ class Metrics:
     def failed(self, consumer: str, queue: str, reason: str) -> None:
         """A message is confirmed in the error queue."""
         self._failures.labels(consumer, queue, reason).inc()
+
+    def set_aside(self, consumer: str, queue: str) -> None:
+        """A failed message is left unacked: the broker takes no copy of it."""
+        self._set_aside.labels(consumer, queue).inc()
 
     def retried(self, handler: Handler) -> None:
         """A handler is tried again."""

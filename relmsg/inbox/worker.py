@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from relmsg.broker.error_exchange import ErrorExchange
+from relmsg.broker.error_exchange import CopyRefused, ErrorExchange
 from relmsg.broker.receipt import Confirmed
 from relmsg.errors import KilledWorker
 from relmsg.failpoint import reach
@@ -18,6 +19,8 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +127,18 @@ class _Journey:
         consumer = self._arrival.consumer
         message_id = identity.message_id if identity is not None else str(delivery.message.id)
 
-        async def taken() -> Confirmed | Unsettled:
+        async def taken() -> Confirmed | CopyRefused | Unsettled:
             receipt = await worker.errors.take(delivery, failed, consumer, message_id)
-            return receipt if isinstance(receipt, Confirmed) else Unsettled(receipt)
+            return receipt if isinstance(receipt, Confirmed | CopyRefused) else Unsettled(receipt)
 
-        confirmed = await worker.error_exchange.until_settled(taken, self._wanted)
-        if confirmed is None:
+        answer = await worker.error_exchange.until_settled(taken, self._wanted)
+        if answer is None:
+            return False
+        if isinstance(answer, CopyRefused):
+            worker.metrics.set_aside(consumer, delivery.queue)
+            log.error(
+                "message %s from %s is left unacked, a person has to look: %s", message_id, delivery.queue, answer
+            )
             return False
         worker.metrics.failed(consumer, delivery.queue, failed.reason)
         if identity is not None and delivery.redelivered:
