@@ -13,6 +13,7 @@ from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
 from relmsg.outbox.hint import Hint
 from relmsg.outbox.publish import Outbox
+from relmsg.outbox.wrap import AbstractExchange
 from relmsg.retry import Retry
 from relmsg.security.encryption import AesGcmKey, Encryption
 from relmsg.security.keys import KeyProvider, Keys
@@ -21,6 +22,7 @@ from relmsg.security.trust import Sender, Trust
 from relmsg.topology import Binding, Exchange, Queue, Topology
 
 __all__ = [
+    "AbstractExchange",
     "AesGcmKey",
     "Binding",
     "Confirmed",

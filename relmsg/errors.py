@@ -20,6 +20,7 @@
     │   ├── BodyTooLarge               a body over the cap
     │   ├── BodyNotEncodable           a body that cannot become bytes
     │   ├── ExpirationNotPositive      a message that would be dead on arrival
+    │   ├── UnknownRoute               no queue of the declared topology would get it
     │   └── PropertyRefused            a name or key that does not fit AMQP's 255 bytes, or holds a NUL
     ├── NotConfirmed                   the broker did not confirm (relmsg.broker.receipt)
     │   ├── Returned · Nacked · Unknown
@@ -124,6 +125,10 @@ class BodyNotEncodable(InvalidMessage):
 
 class ExpirationNotPositive(InvalidMessage):
     """An expiration is a positive time: at zero the broker would drop the message without a word."""
+
+
+class UnknownRoute(InvalidMessage):
+    """No queue of the declared topology would get this message."""
 
 
 class PropertyRefused(InvalidMessage):

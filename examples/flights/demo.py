@@ -320,7 +320,8 @@ async def _interruptible(count: int | None) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m examples.flights.demo", description=__doc__.split("\n", 1)[0])
+    summary = (__doc__ or "").split("\n", 1)[0]
+    parser = argparse.ArgumentParser(prog="python -m examples.flights.demo", description=summary)
     parser.add_argument("--flights", type=int, metavar="N", help="only the first N flights")
     arguments = parser.parse_args()
     try:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self, overload
 
 from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
@@ -88,6 +88,10 @@ class Publisher:
         await self._channel.close()
         await self._connection.close()
 
+    @overload
+    async def publish(self, message: Message, *, raises: Literal[True] = True) -> Confirmed: ...
+    @overload
+    async def publish(self, message: Message, *, raises: bool) -> Receipt: ...
     async def publish(self, message: Message, *, raises: bool = True) -> Receipt:
         """Send one message and wait for its receipt.
 
@@ -99,18 +103,32 @@ class Publisher:
         :raises Nacked: the broker refused it, also after the retries.
         :raises Unknown: no answer; it may be stored or not. Send it again under the same id.
         """
-        receipt = (await self.publish_many([message]))[0]
-        if raises and not isinstance(receipt, Confirmed):
-            raise receipt
-        return receipt
+        return (await self.publish_many([message], raises=raises))[0]
 
-    async def publish_many(self, messages: Iterable[Message]) -> Sequence[Receipt]:
-        """Send many messages at once; their receipts come back in the same order, and nothing but these is raised:
+    @overload
+    async def publish_many(
+        self, messages: Iterable[Message], *, raises: Literal[True] = True
+    ) -> Sequence[Confirmed]: ...
+    @overload
+    async def publish_many(self, messages: Iterable[Message], *, raises: bool) -> Sequence[Receipt]: ...
+    async def publish_many(self, messages: Iterable[Message], *, raises: bool = True) -> Sequence[Receipt]:
+        """Send many messages at once and wait for all their receipts, which come back in the same order.
+
+        If not all are ``Confirmed``, the first one that is not is raised, with the receipts of all in its ``receipts``;
+        with ``raises=False`` the receipts are returned, whatever they are.
 
         :raises InvalidMessage: one of the messages can never be sent; nothing was sent.
         :raises BrokerAway: there is no connection; nothing was sent.
+        :raises Returned, Nacked, Unknown: as ``publish`` does; the others were sent all the same.
         """
         publishes = [publication(self._seal(message)) for message in messages]
-        return await publish_again_if_nacked(
+        receipts = await publish_again_if_nacked(
             self._channel, publishes, retry=self._retry, clock=self._clock, chance=self._chance
         )
+        failed = [receipt for receipt in receipts if not isinstance(receipt, Confirmed)]
+        if raises and failed:
+            failed[0].receipts = receipts
+            if len(failed) > 1:
+                failed[0].add_note(f"{len(failed)} of {len(receipts)} messages were not confirmed: see its receipts")
+            raise failed[0]
+        return receipts

@@ -6,6 +6,7 @@ only after success.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,9 +21,13 @@ class Confirmed:
 
 
 class NotConfirmed(RelmsgError):
-    """The broker did not confirm the message."""
+    """The broker did not confirm the message.
+
+    ``receipts``: where it was raised for one of many, those of all of them, in the order of the messages.
+    """
 
     retryable = True
+    receipts: Sequence[Receipt] = ()
 
     def __init__(self, message_id: str, reason: str) -> None:
         super().__init__(f"message {message_id}: {reason}")

@@ -17,11 +17,13 @@ from relmsg.outbox.direct import Transaction
 from relmsg.outbox.insert import Insertion, SealedRow, sealed_row
 from relmsg.outbox.ledger import WRITTEN, Ledger, Wake
 from relmsg.outbox.protected import connection_of, known_connection
+from relmsg.outbox.routes import Routes
 from relmsg.outbox.transactions import ledger_of
 from relmsg.outbox.wrap import OutboxExchange
 from relmsg.security.encryption import Encryption
 from relmsg.security.signing import Signing
 from relmsg.settings import schema_in_force
+from relmsg.topology import Topology
 
 
 class Outbox:
@@ -48,6 +50,9 @@ class Outbox:
         ``Hint``. A call may be missed (the answer to the COMMIT was lost): the relay's polling makes up for it.
     :param signing: signs each message, so that receivers with ``Trust`` know it for this service's.
     :param encryption: encrypts each body before it is written; only consumers with the key can read it.
+    :param topology: what this service's messages are routed by. ``publish`` raises UnknownRoute for an exchange or a
+        routing key that leads nowhere in it. Bindings of other services have to stand in it too, at least the exchange
+        they lead from.
     :raises UsageError: an argument that cannot work; with ``collect`` or ``wake``, ``publish`` raises it through
         another driver than asyncpg and in a two-phase transaction.
     """
@@ -62,6 +67,7 @@ class Outbox:
         wake: Wake | None = None,
         signing: Signing | None = None,
         encryption: Encryption | None = None,
+        topology: Topology | None = None,
     ) -> None:
         self.source = arguments.text("Outbox(source=…), the name of the publishing service,", source)
         self.max_body_bytes = arguments.whole(
@@ -76,6 +82,9 @@ class Outbox:
             arguments.instance("Outbox(signing=…)", signing, Signing, "a key is given as Signing(key)")
         if encryption is not None:
             arguments.instance("Outbox(encryption=…)", encryption, Encryption, "a key is given as Encryption(key)")
+        if topology is not None:
+            arguments.instance("Outbox(topology=…)", topology, Topology)
+        self._routes = None if topology is None else Routes(topology)
         self._seal = partial(seal, source=source, max_body_bytes=max_body_bytes, signing=signing, encryption=encryption)
 
     async def publish(self, tx: Transaction, message: Message) -> Message:
@@ -120,6 +129,8 @@ class Outbox:
     def _row(self, message: Message) -> SealedRow:
         if not isinstance(message, Message):
             raise UsageError(f"publish(tx, message): the message is a relmsg.Message, not a {type(message).__name__}")
+        if self._routes is not None:
+            self._routes.require(message)
         return sealed_row(outbox_id(message), self._seal(message))
 
     async def _publish(self, tx: Transaction, rows: Sequence[SealedRow]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
@@ -12,6 +12,28 @@ from relmsg.message import Message
 
 if TYPE_CHECKING:
     from relmsg.outbox.publish import Outbox
+
+
+class AbstractExchange(Protocol):
+    """What a publisher may use of an exchange, whether it is aio-pika's or ``Outbox.wrap``'s: annotate with this.
+
+    aio-pika's own ``AbstractExchange`` also declares, binds and deletes, which nothing in a transaction can do.
+    """
+
+    @property
+    def name(self) -> str:
+        """The name of the exchange."""
+
+    async def publish(
+        self,
+        message: AioPikaMessage,
+        routing_key: str,
+        *,
+        mandatory: bool = True,
+        immediate: bool = False,
+        timeout: float | None = None,
+    ) -> object:
+        """Send the message to this exchange, or write it into the outbox for it."""
 
 
 class OutboxExchange:

@@ -29,7 +29,8 @@ ED25519 = "ed25519"
 class SigningKey(Key, Protocol):
     """Makes signatures."""
 
-    algorithm: str
+    @property
+    def algorithm(self) -> str: ...
 
     def sign(self, data: bytes) -> bytes:
         """The signature of these bytes."""
@@ -39,7 +40,8 @@ class SigningKey(Key, Protocol):
 class VerifyingKey(Key, Protocol):
     """Tells whether a signature is right."""
 
-    algorithm: str
+    @property
+    def algorithm(self) -> str: ...
 
     def verify(self, data: bytes, signature: bytes) -> bool:
         """Whether the signature is that of these bytes."""

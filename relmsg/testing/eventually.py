@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import TypeVar, cast, overload
 
 T = TypeVar("T")
 
 
+@overload
+async def eventually(assertion: Callable[[], Awaitable[T]], *, within: float = 10.0, every: float = 0.02) -> T: ...
+@overload
+async def eventually(assertion: Callable[[], T], *, within: float = 10.0, every: float = 0.02) -> T: ...
 async def eventually(
     assertion: Callable[[], T] | Callable[[], Awaitable[T]], *, within: float = 10.0, every: float = 0.02
 ) -> T:

@@ -114,7 +114,7 @@ async def test_a_nacked_message_is_sent_again_until_there_is_room(amqp_url, brok
     async with Publisher(amqp_url, retry=Retry(attempts=1000, base=0.01, cap=0.05, budget=30)) as publisher:
         await publisher.publish(Message(routing_key="full", body="first"))
         messages = [Message(routing_key="full", body="second"), Message(routing_key="nowhere")]
-        publishing = asyncio.create_task(publisher.publish_many(messages))
+        publishing = asyncio.create_task(publisher.publish_many(messages, raises=False))
         done, _ = await asyncio.wait({publishing}, timeout=0.3)
         assert not done
         assert [got.body for got in await broker.drain("full", most=1)] == [b"first"]
@@ -129,7 +129,7 @@ async def test_receipts_of_many_come_in_the_order_of_the_messages(publisher, bro
     await broker.queue("full", arguments=FULL)
     await publisher.publish(Message(routing_key="full"))
     messages = [Message(routing_key=key) for key in ("q", "full", "nowhere", "q") * 50]
-    receipts = await publisher.publish_many(iter(messages))
+    receipts = await publisher.publish_many(iter(messages), raises=False)
     assert [receipt.message_id for receipt in receipts] == [str(message.id) for message in messages]
     assert [type(receipt) for receipt in receipts] == [Confirmed, Nacked, Returned, Confirmed] * 50
     assert await publisher.publish_many([]) == []
@@ -247,3 +247,16 @@ def test_a_wrong_url_is_told():
 
 def _is(value: object, wanted: object) -> None:
     assert value == wanted
+
+
+async def test_many_raise_as_one_does(amqp_url: str, broker: Broker) -> None:
+    """`publish_many` raises the first receipt that is no confirmation, with those of all, unless told otherwise."""
+    await broker.queue("q")
+    messages = [Message(routing_key=key) for key in ("q", "none", "q", "nowhere")]
+    async with Publisher(amqp_url) as publisher:
+        with pytest.raises(Returned, match="none") as raised:
+            await publisher.publish_many(messages)
+        assert [type(each) for each in raised.value.receipts] == [Confirmed, Returned, Confirmed, Returned]
+        receipts = await publisher.publish_many(messages, raises=False)
+        assert [type(each) for each in receipts] == [Confirmed, Returned, Confirmed, Returned]
+    assert await broker.count("q") == 4
