@@ -82,7 +82,7 @@ async def check(connection: Connection, topology: Topology, management_url: str 
             lines += [f"{thing}: {phrase(thing, each)}" for each in await differences(connection, thing)]
     if management_url is None:
         return Differences(tuple(lines), tuple(map(str, whole.bindings)))
-    vhost = await _ask(connection, _vhost)
+    vhost = await virtual_host(connection)
     lines += [
         f"{binding} is missing"
         for binding in whole.bindings
@@ -133,6 +133,29 @@ async def ensure_queue(connection: Connection, queue: Queue) -> int:
             return await _ask(connection, _ready, queue)
         raise _refusal(queue, error) from error
     return 0
+
+
+async def ready_in(connection: Connection, queue: str) -> int | None:
+    """How many messages are ready in a queue; None if there is none of this name. Nothing is declared.
+
+    :raises UsageError: relmsg reads no queue of this name.
+    :raises AccessRefused: the user may not see it.
+    :raises BrokerAway: no answer.
+    """
+    try:
+        return await _ask(connection, _ready, Queue(queue, dead_letter_exchange=None))
+    except BrokerRefused as error:
+        if error.reply_code != NOT_FOUND:
+            raise
+        return None
+
+
+async def virtual_host(connection: Connection) -> str:
+    """The virtual host that the connection is in.
+
+    :raises BrokerAway: there is no connection.
+    """
+    return await _ask(connection, _vhost)
 
 
 async def queue_exists(connection: Connection, queue: str) -> bool:

@@ -1,5 +1,5 @@
-"""RabbitMQ's management API, for the one thing AMQP cannot tell: which bindings there are. Never on the way of a
-message.
+"""RabbitMQ's management API, for what AMQP cannot tell: which bindings and which queues there are. Never on the way of
+a message.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import urllib.request
 from base64 import b64encode
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 from relmsg.errors import AccessRefused, BrokerAway, SettingsError
 from relmsg.topology import Binding
@@ -36,6 +36,28 @@ async def has_binding(url: str, vhost: str, binding: Binding, *, within: float =
         )
     except (TypeError, KeyError) as error:
         raise BrokerAway(f"{_where(url)} did not answer as a management API does") from error
+
+
+async def queue_names(url: str, vhost: str, *, ending: str, within: float = 10.0) -> list[str]:
+    """The names of the queues of a virtual host that end like this, in order.
+
+    :raises SettingsError, AccessRefused, BrokerAway: as for ``has_binding``.
+    """
+    query = urlencode({"columns": "name", "disable_stats": "true"})
+    found = await asyncio.to_thread(_get, url, f"/api/queues/{quote(vhost, safe='')}?{query}", within)
+    try:
+        return sorted(str(each["name"]) for each in found or [] if str(each["name"]).endswith(ending))
+    except (TypeError, KeyError) as error:
+        raise BrokerAway(f"{_where(url)} did not answer as a management API does") from error
+
+
+def beside(amqp_url: str) -> str:
+    """Where the management API of a broker is by default: on the same host, with the same login."""
+    parts = urlsplit(amqp_url)
+    scheme, port = ("https", 15671) if parts.scheme == "amqps" else ("http", 15672)
+    login, at, _ = parts.netloc.rpartition("@")
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{scheme}://{login}{at}{host}:{port}"
 
 
 def _get(url: str, path: str, within: float) -> Any:

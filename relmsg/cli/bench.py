@@ -76,7 +76,7 @@ def bench(
         code = asyncio.run(_bench(settings, Plan(messages, parts), body, queue_type.value, found))
     finally:
         if found:
-            output.emit([_whole(each) if json else _brief(each) for each in found], json, COLUMNS)
+            output.report([_whole(each) if json else _brief(each) for each in found], json, COLUMNS)
             sys.stdout.flush()
     if code:
         raise typer.Exit(code)

@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from base64 import b64encode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
 from relmsg.broker.error_queue import ErrorQueue, Stayed
-from relmsg.cli import brief, options, output
+from relmsg.broker.error_queues import ErrorQueueCount, error_queues
+from relmsg.cli import brief, error_rows, options, output
+from relmsg.cli.error_rows import COLUMNS, LONG, row_of
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="See the messages that could not be handled; send them again.")
 
-COLUMNS = ("message_id", "type", "exception", "failed_at", "reason", "exception_message")
-LONG = ("stacktrace", "headers", "properties", "body")  # in `show` only
+QUEUE_COLUMNS = ("error_queue", "messages")
 AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -40,6 +39,15 @@ def _moment(text: str) -> datetime:
 
 
 Queue = Annotated[str, typer.Option("--queue", metavar="QUEUE", help="The queue that was consumed, or QUEUE.errors.")]
+AnyQueue = Annotated[
+    str | None,
+    typer.Option(
+        "--queue",
+        metavar="QUEUE",
+        show_default=False,
+        help="The queue that was consumed, or QUEUE.errors; without it all error queues are counted.",
+    ),
+]
 Exception_ = Annotated[
     str | None, typer.Option("--exception", metavar="CLASS", help="The exception's class, also without its module.")
 ]
@@ -55,8 +63,6 @@ Id = Annotated[str | None, typer.Option("--id", metavar="ID", help="Only the mes
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
 Listed = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
 Rate = Annotated[float | None, typer.Option("--rate", min=0.01, metavar="N", help="At most so many a second.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell how many are meant.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 AnyOrigin = Annotated[
     bool, typer.Option("--any-origin", help="Also to other queues, where a message's headers say it came from there.")
 ]
@@ -64,22 +70,35 @@ AnyOrigin = Annotated[
 
 @app.command("list")
 def list_(
-    queue: Queue,
+    queue: AnyQueue = None,
     exception: Exception_ = None,
     type_: Type = None,
     since: Since = None,
     until: Until = None,
     limit: Listed = 100,
+    wide: options.Wide = False,
     amqp_url: options.AmqpUrl = None,
+    management_url: options.ManagementUrl = None,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """The messages in an error queue, oldest first, without their bodies. Everything stays as it is."""
+    """The messages in an error queue, oldest first, without their bodies. Everything stays as it is.
+
+    Without --queue: which error queues there are, and how many messages are in each. RabbitMQ tells that through its
+    management API only.
+    """
+    settings = options.settings(amqp_url=amqp_url, management_url=management_url, config=config)
     wanted = ErrorFilter(exception=exception, type=type_, since=since, until=until)
-    entries = asyncio.run(_browse(options.settings(amqp_url=amqp_url, config=config), queue, wanted, limit + 1))
-    rows = [{name: value for name, value in _row(each).items() if name not in LONG} for each in entries[:limit]]
-    output.emit(rows, json, COLUMNS)
-    if len(entries) > limit:
+    if queue is None:
+        if wanted != ErrorFilter():
+            raise UsageError("--exception, --type, --since and --until go with --queue: the queues are counted unread")
+        found = [asdict(each) for each in asyncio.run(_count_queues(settings))]
+        output.emit(found[:limit], json, QUEUE_COLUMNS, wide=wide)
+    else:
+        found = [row_of(each) for each in asyncio.run(_browse(settings, queue, wanted, limit + 1))]
+        rows = [{name: value for name, value in each.items() if name not in LONG} for each in found[:limit]]
+        output.emit(rows, json, COLUMNS, wide=wide, brief=error_rows.brief)
+    if len(found) > limit:
         sys.stdout.flush()
         output.complain(f"there are more than these {limit}: give a larger --limit, or filters")
 
@@ -97,14 +116,14 @@ def show(
     entries = asyncio.run(_browse(settings, queue, ErrorFilter(message_id=message_id), None))
     if not entries:
         raise RelmsgError(f"there is no message {message_id} in the error queue of {queue}")
-    rows = [_row(each) for each in entries]
+    rows = [row_of(each) for each in entries]
     if json:
         output.emit(rows, json, COLUMNS)
         return
     for position, row in enumerate(rows):
         if position:
             output.write("")
-        _write_whole(row)
+        error_rows.write_whole(row)
 
 
 @app.command()
@@ -118,8 +137,8 @@ def requeue(
     limit: Limit = None,
     rate: Rate = None,
     any_origin: AnyOrigin = False,
-    dry_run: DryRun = False,
-    yes: Yes = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
     amqp_url: options.AmqpUrl = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -146,8 +165,8 @@ def purge(
     until: Until = None,
     message_id: Id = None,
     limit: Limit = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
+    dry_run: options.DryRun = False,
+    yes: options.Yes = False,
     amqp_url: options.AmqpUrl = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -223,6 +242,11 @@ async def _move(
         raise typer.Exit(1)
 
 
+async def _count_queues(settings: Settings) -> list[ErrorQueueCount]:
+    async with brief.connection(settings, "relmsg errors") as connection:
+        return await error_queues(connection, settings.broker()[0], settings.management_url)
+
+
 async def _browse(settings: Settings, queue: str, wanted: ErrorFilter, limit: int | None) -> list[ErrorEntry]:
     async with _error_queue(settings, queue) as errors:
         return await errors.browse(wanted, limit=limit)
@@ -240,47 +264,3 @@ async def _error_queue(settings: Settings, queue: str) -> AsyncIterator[ErrorQue
 def _can_ask(*, yes: bool, dry_run: bool) -> None:
     if not yes and not dry_run and not sys.stdin.isatty():
         raise UsageError("nobody can be asked without a terminal: give --yes, or --dry-run to see how many are meant")
-
-
-def _row(entry: ErrorEntry) -> dict[str, Any]:
-    row = asdict(replace(entry, headers={}, properties={}, body=b""))  # asdict would copy these
-    content, encoding = _body(entry)
-    return row | {
-        "size": len(entry.body),
-        "headers": dict(entry.headers),
-        "properties": dict(entry.properties),
-        "body_encoding": encoding,
-        "body": content,
-    }
-
-
-def _body(entry: ErrorEntry) -> tuple[Any, str]:
-    """The body as JSON where it says so and is, else as text, else as base64; and which of these."""
-    if "json" in str(entry.properties.get("content_type", "")):
-        try:
-            return msgspec.json.decode(entry.body), "json"
-        except ValueError:
-            pass
-    try:
-        return entry.body.decode(), "text"
-    except UnicodeDecodeError:
-        return b64encode(entry.body).decode(), "base64"
-
-
-def _write_whole(row: dict[str, Any]) -> None:
-    width = max(map(len, row))
-    for name, value in row.items():
-        if name not in LONG:
-            output.write(f"{name:<{width}}  {output.cell(value)}".rstrip())
-    for part in ("properties", "headers"):
-        output.write(f"{part}:")
-        for name, value in row[part].items():
-            if value != row["stacktrace"]:
-                output.write(f"  {output.printable(name)}: {output.cell(value)}")
-    body = row["body"]
-    if row["body_encoding"] == "json":
-        body = msgspec.json.format(msgspec.json.encode(body), indent=2).decode()
-    for part, text in (("stacktrace", row["stacktrace"] or ""), ("body", body)):
-        output.write(f"{part}:")
-        for line in text.splitlines():
-            output.write("  " + "".join(each if each.isprintable() else "�" for each in line.expandtabs(4)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -60,6 +60,7 @@ def list_(
     group: Group = None,
     type: Type = None,  # noqa: A002 - the flag's name
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    wide: options.Wide = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     config: options.Config = None,
@@ -71,7 +72,7 @@ def list_(
         return desk.rows(states=state.meant, group=group, message_type=type, limit=limit)
 
     rows = _with_desk(ask, database_url=database_url, schema=schema, config=config)
-    output.emit(rows, json, COLUMNS)
+    output.emit(rows, json, COLUMNS, wide=wide, brief=_brief)
 
 
 @app.command()
@@ -150,6 +151,19 @@ def resume(
         output.write(output.as_json({"dry_run": dry_run, "half_messages": count}))
     else:
         output.write(f"{count} half messages {'would be' if dry_run else 'are'} checked again")
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, object]:
+    """The columns for a terminal: which half message, since when, how it stands, and who is asked."""
+    return {
+        "half_id": row["half_id"],
+        "age": output.age(row["created_at"]),
+        "state": row["state"],
+        "checks": f"{row['checks']}/{row['max_checks']}",
+        "producer_group": row["producer_group"],
+        "type": row["type"],
+        "last_answer": row["last_answer"],
+    }
 
 
 def _decide(ids: list[str], resolution: Resolution, by: str | None, *, json: bool, **flags: Any) -> None:

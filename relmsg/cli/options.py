@@ -59,7 +59,21 @@ LogFormat = Annotated[
         "--log-format", metavar="FORMAT", show_default=False, help=f"{' or '.join(LOG_FORMATS)}; default: text."
     ),
 ]
+ManagementUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--management-url",
+        metavar="URL",
+        show_default=False,
+        help="http://user:password@host:15672; " + _BETTER.format("RELMSG_MANAGEMENT_URL"),
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON array of objects.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="On a terminal: every column, nothing cut, however long the lines become.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell how many.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 
 
 before_the_verb: dict[str, Any] = {}

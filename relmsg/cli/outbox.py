@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from relmsg.cli import brief, options, output
+from relmsg.cli import brief, options, outbox_changes, output
 from relmsg.errors import RelmsgError, UsageError
-from relmsg.outbox.backlog import Backlog
+from relmsg.outbox.backlog import MOST_DESTINATIONS, Backlog
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="See what waits in the outbox, and bring back what is parked.")
+app = typer.Typer(no_args_is_help=True, help="See what waits in the outbox; retry, redirect, park or drop it.")
+for _verb in (outbox_changes.redirect, outbox_changes.park, outbox_changes.drop):
+    app.command()(_verb)
 
 Exchange = Annotated[str | None, typer.Option("--exchange", show_default=False, help="Only this exchange.")]
 Type = Annotated[str | None, typer.Option("--type", show_default=False, help="Only this message type.")]
@@ -22,13 +24,21 @@ COLUMNS = ("id", "message_id", "type", "exchange", "routing_key", "ordering_key"
 
 @app.command()
 def status(
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Name at most so many held destinations; all are counted.")
+    ] = MOST_DESTINATIONS,
+    wide: options.Wide = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
     """How much waits and how long, which destinations are held and why, what is parked, which relays are alive."""
-    found = _with_backlog(Backlog.status, database_url=database_url, schema=schema, config=config)
+
+    def ask(backlog: Backlog) -> Any:
+        return backlog.status(destinations=limit)
+
+    found = _with_backlog(ask, database_url=database_url, schema=schema, config=config)
     if json:
         output.write(output.as_json(found))
         return
@@ -36,9 +46,15 @@ def status(
     output.write(f"parked   {found['parked']}" + (", see `relmsg outbox list --parked`" if found["parked"] else ""))
     for held in found["held"]:
         where = f"exchange {held['exchange']!r}, routing key {held['routing_key']!r}"
-        output.write(output.printable(f"held     {held['messages']} for {where}: {held['reason']}"))
+        output.entry(f"held     {held['messages']} for {where}: {held['reason']}", wide=wide)
+    if more := found["held_destinations"] - len(found["held"]):
+        rest = found["held_messages"] - sum(each["messages"] for each in found["held"])
+        output.write(
+            f"held     and {more} more destinations with {rest} messages, in all {found['held_destinations']} with "
+            f"{found['held_messages']}: see --limit"
+        )
     for relay in found["relays"]:
-        output.write(output.printable(f"relay    {relay['relay']} with {relay['slots']} slots"))
+        output.entry(f"relay    {relay['relay']} with {relay['slots']} slots", wide=wide)
     if not found["relays"]:
         output.write("relay    none is running: start `relmsg relay`")
 
@@ -49,6 +65,7 @@ def list_(
     exchange: Exchange = None,
     type: Type = None,  # noqa: A002 - the flag's name
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many.")] = 50,
+    wide: options.Wide = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     config: options.Config = None,
@@ -60,7 +77,7 @@ def list_(
         return backlog.rows(parked=parked, exchange=exchange, message_type=type, limit=limit)
 
     rows = _with_backlog(ask, database_url=database_url, schema=schema, config=config)
-    output.emit(rows, json, COLUMNS)
+    output.emit(rows, json, COLUMNS, wide=wide, brief=_brief)
 
 
 @app.command()
@@ -90,7 +107,7 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="All that are parked (and match the filters).")] = False,
     exchange: Exchange = None,
     type: Type = None,  # noqa: A002 - the flag's name
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell how many.")] = False,
+    dry_run: options.DryRun = False,
     database_url: options.DatabaseUrl = None,
     schema: options.Schema = None,
     config: options.Config = None,
@@ -110,6 +127,19 @@ def retry(
         output.write(f"{count} messages {'would come' if dry_run else 'came'} back")
     if names and not count:
         raise RelmsgError("none of these is parked: see `relmsg outbox list --parked`")
+
+
+def _brief(row: Mapping[str, Any]) -> dict[str, object]:
+    """The columns for a terminal: which message, since when, where to, and why it is still here."""
+    where = f"{row['exchange'] or '(default)'} {row['routing_key']}"
+    return {
+        "message_id": row["message_id"],
+        "age": output.age(row["created_at"]),
+        "state": row["state"],
+        "destination": where,
+        "last_error": row["last_error"],
+        "type": row["type"],
+    }
 
 
 def _with_backlog(ask: Callable[[Backlog], Awaitable[T]], **flags: Any) -> T:

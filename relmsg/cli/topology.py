@@ -17,15 +17,6 @@ from relmsg.topology import Topology
 app = typer.Typer(no_args_is_help=True, help="Declare a topology in the broker, or compare it with what is there.")
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:TOPOLOGY", help="Where a Topology stands, as module:name.")]
-ManagementUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--management-url",
-        metavar="URL",
-        show_default=False,
-        help="http://user:password@host:15672, to see bindings; better given as RELMSG_MANAGEMENT_URL.",
-    ),
-]
 
 
 @app.command()
@@ -45,7 +36,7 @@ def declare(target: Target, amqp_url: options.AmqpUrl = None, config: options.Co
 def check(
     target: Target,
     amqp_url: options.AmqpUrl = None,
-    management_url: ManagementUrl = None,
+    management_url: options.ManagementUrl = None,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
-from sqlalchemy import ColumnElement, DateTime, Select, Text, and_, case, cast, func, insert, or_, select
+from sqlalchemy import ARRAY, ColumnElement, DateTime, Select, Text, and_, case, func, select
+from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from relmsg.outbox.changes import Changes, Chosen, Done, named
 from relmsg.schema import tables
 from relmsg.settings import schema_in_force
 
@@ -28,10 +29,16 @@ class Backlog:
         self._tables = tables(schema_in_force(schema))
         self._rows = self._tables.outbox_message
 
-    async def status(self) -> dict[str, Any]:
+    @property
+    def changes(self) -> Changes:
+        """What may be done to chosen rows."""
+        return Changes(self._engine, self._rows)
+
+    async def status(self, *, destinations: int = MOST_DESTINATIONS) -> dict[str, Any]:
         """How much waits, how long, where it is stuck, what is parked, and who relays.
 
-        Counts every waiting row: on a backlog of millions this takes seconds.
+        ``held`` has the destinations for which most messages wait, at most so many; ``held_destinations`` and
+        ``held_messages`` count all of them. Counts every waiting row: on a backlog of millions this takes seconds.
         """
         row, slot, relay = self._rows, self._tables.outbox_slot, self._tables.outbox_relay
         now = func.clock_timestamp()
@@ -43,12 +50,26 @@ class Backlog:
             ),
             func.count().filter(~waiting).label("parked"),
         )
+        # A destination may have several reasons, one a probe: it stands here once, with the latest of them.
+        reason = aggregate_order_by(row.c.last_error, row.c.id.desc())
         stuck = (
-            select(row.c.exchange, row.c.routing_key, row.c.last_error.label("reason"), func.count().label("messages"))
+            select(row.c.exchange, row.c.routing_key, func.array_agg(reason, type_=ARRAY(Text))[1].label("reason"))
             .where(waiting, row.c.last_error.is_not(None))
-            .group_by(row.c.exchange, row.c.routing_key, row.c.last_error)
-            .order_by(func.count().desc())
-            .limit(MOST_DESTINATIONS)
+            .group_by(row.c.exchange, row.c.routing_key)
+            .cte("stuck")
+        )
+        messages = func.count()
+        held_ones = (
+            select(
+                *(stuck.c.exchange, stuck.c.routing_key, stuck.c.reason, messages.label("messages")),
+                func.count().over().label("destinations"),
+                func.sum(messages).over().label("all_messages"),
+            )
+            .join(row, and_(row.c.exchange == stuck.c.exchange, row.c.routing_key == stuck.c.routing_key))
+            .where(waiting)
+            .group_by(stuck.c.exchange, stuck.c.routing_key, stuck.c.reason)
+            .order_by(messages.desc(), stuck.c.exchange, stuck.c.routing_key)
+            .limit(destinations)
         )
         relays = (
             select(relay.c.owner.label("relay"), func.count(slot.c.slot).label("slots"))
@@ -59,19 +80,16 @@ class Backlog:
         )
         async with self._engine.connect() as connection:
             figures = (await connection.execute(counts)).one()
-            held = [dict(each) for each in (await connection.execute(stuck)).mappings()]
-            for each in held:
-                each["messages"] = await connection.scalar(
-                    select(func.count()).where(
-                        waiting, row.c.exchange == each["exchange"], row.c.routing_key == each["routing_key"]
-                    )
-                )
+            held = (await connection.execute(held_ones)).mappings().all()
             alive = [dict(each) for each in (await connection.execute(relays)).mappings()]
+        shown = ("exchange", "routing_key", "reason", "messages")
         return {
             "waiting": figures.waiting,
             "oldest_seconds": round(float(figures.oldest), 3),
             "parked": figures.parked,
-            "held": held,
+            "held_destinations": held[0]["destinations"] if held else 0,
+            "held_messages": int(held[0]["all_messages"]) if held else 0,
+            "held": [{name: each[name] for name in shown} for each in held],
             "relays": alive,
         }
 
@@ -98,7 +116,7 @@ class Backlog:
     async def show(self, name: str) -> Sequence[Mapping[str, Any]]:
         """Everything about the rows of one row id or message id; a message id may stand in several rows."""
         async with self._engine.connect() as connection:
-            query = self._columns(with_body=True).where(self._named([name])).order_by(self._rows.c.id)
+            query = self._columns(with_body=True).where(named(self._rows, [name])).order_by(self._rows.c.id)
             return [dict(each) for each in (await connection.execute(query)).mappings()]
 
     async def retry(
@@ -109,31 +127,19 @@ class Backlog:
         exchange: str | None = None,
         message_type: str | None = None,
         dry_run: bool = False,
+        done: Done = lambda _: None,
     ) -> int:
         """Bring parked messages back to the relay; returns how many.
 
         They keep their message ids and get new row ids: the relay finds them at once, and they come after what was
-        published since. ``every`` takes all that are parked, the filters narrow it.
+        published since. ``every`` takes all that are parked, the filters narrow it. ``done`` is told after each batch
+        how many it had.
         """
-        row = self._rows
-        chosen: ColumnElement[bool] = row.c.parked_at.is_not(None)
-        if not every:
-            chosen = and_(chosen, self._named(names))
-        if exchange is not None:
-            chosen = and_(chosen, row.c.exchange == exchange)
-        if message_type is not None:
-            chosen = and_(chosen, row.c.type == message_type)
-        async with self._engine.begin() as connection:
-            if dry_run:
-                return await connection.scalar(select(func.count()).where(chosen)) or 0
-            kept = [
-                column.name
-                for column in row.columns
-                if column.name not in ("id", "slot", "attempts", "last_error", "parked_at")
-            ]
-            back = row.delete().where(chosen).returning(row).cte("back")
-            again = insert(row).from_select(kept, select(*(back.c[name] for name in kept)).order_by(back.c.id))
-            return (await connection.execute(again.add_cte(back))).rowcount
+        chosen = Chosen(names=() if every else names, exchange=exchange, message_type=message_type, parked=True)
+        if not every and not names:
+            return 0
+        changes = self.changes
+        return await changes.count(chosen) if dry_run else await changes.retry(chosen, done)
 
     def _columns(self, *, with_body: bool) -> Select[Any]:
         row = self._rows
@@ -145,20 +151,7 @@ class Backlog:
         ]
         return select(*shown, state, func.octet_length(row.c.body).label("bytes"))
 
-    def _named(self, names: Sequence[str]) -> Any:
-        row = self._rows
-        ids = [int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 19]
-        message_ids = [str(uuid) for name in names if (uuid := _uuid(name)) is not None]
-        return or_(row.c.id.in_(ids), cast(row.c.message_id, Text).in_(message_ids))
-
 
 def _readable(time: ColumnElement[Any]) -> ColumnElement[Any]:
     """A time, or the nearest one that Python knows: one row with another would fail the whole query."""
     return case((time.is_not(None), func.greatest(EARLIEST, func.least(LATEST, time))))
-
-
-def _uuid(name: str) -> UUID | None:
-    try:
-        return UUID(name)
-    except ValueError:
-        return None

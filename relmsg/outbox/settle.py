@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SILENT_TRIES = 3  # a row that nobody answered for so often is tried alone: it may be what cuts the connection
 PROBE_SECONDS = 0.1
+CHANGED_SECONDS = 2.0  # how often to ask whether an operator has redirected, parked or dropped the row of a hold
 
 
 class Settler:
@@ -57,6 +58,7 @@ class Settler:
         self._deadline = deadline
         self._wake = wake
         self._isolation = asyncio.Lock()
+        self._changed_at = 0.0
 
     @property
     def isolating(self) -> bool:
@@ -104,6 +106,7 @@ class Settler:
     async def keep_probing(self) -> None:
         """Send the probe of every hold when it is due; a destination that answers is released."""
         while True:
+            await self._release_changed()
             hold = self._holds.due(self._clock.monotonic())
             if hold is None or self.isolating:
                 await self._clock.sleep(PROBE_SECONDS)
@@ -128,10 +131,32 @@ class Settler:
         else:
             await self.settle([hold.row], [receipt], alone=True)
         if hold.destination not in self._holds:
-            # What was passed by while it was held is read now, from the beginning and in order.
-            self._pending.forget_unproven()
-            self._positions.rewind()
-            self._wake()
+            self._read_anew()
+
+    async def _release_changed(self) -> None:
+        """Release the holds whose row an operator has redirected, parked or dropped: it must not be sent as it was."""
+        now = self._clock.monotonic()
+        if not len(self._holds) or now < self._changed_at:
+            return
+        self._changed_at = now + CHANGED_SECONDS
+        rows = {hold.row.id: hold.row for hold in self._holds}
+        try:
+            unchanged = await self._store.unchanged(list(rows.values()))
+        except DatabaseAway:
+            return
+        changed = [hold for hold in self._holds if hold.row.id in rows.keys() - unchanged]
+        for hold in changed:
+            self._holds.release(hold)
+            self._pending.forget(hold.row)
+            log.info("%s is released: the row that was tried there was changed", hold.destination)
+        if changed:
+            self._read_anew()
+
+    def _read_anew(self) -> None:
+        """Read what was passed by while it was held: from the beginning and in order."""
+        self._pending.forget_unproven()
+        self._positions.rewind()
+        self._wake()
 
     async def _isolate(self, suspects: Sequence[Row], *, about_exchange: bool) -> None:
         """Send rows alone, one after another, until the guilty ones are known.

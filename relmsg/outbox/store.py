@@ -136,6 +136,13 @@ UPDATE {outbox_message} AS o SET parked_at = clock_timestamp(), attempts = o.att
 # note: why a destination is held, told on its probe row only: one dead row version a probe, not one a message.
 NOTE = "UPDATE {outbox_message} SET last_error = $2, attempts = attempts + $3::int WHERE id = $1"
 
+# unchanged: which of these rows still wait for the same destination; an operator may redirect, park or drop them.
+UNCHANGED = """
+SELECT p.id FROM unnest($1::bigint[], $2::text[], $3::text[]) AS p(id, exchange, routing_key)
+  JOIN {outbox_message} AS o
+    ON o.id = p.id AND o.exchange = p.exchange AND o.routing_key = p.routing_key AND o.parked_at IS NULL
+"""
+
 # oldest: age and number of the first row of each slot. Ids are given as rows are written, so the first row of a slot is
 # its oldest, give or take the length of a transaction; no other row is looked at.
 OLDEST = """
@@ -167,6 +174,7 @@ class OutboxStore:
         self._tops, self._bottoms = TOPS.format(**self._names), BOTTOMS.format(**self._names)
         self._delete = DELETE.format(**self._names)
         self._park = PARK.format(**self._names)
+        self._unchanged = UNCHANGED.format(**self._names)
         self._note = NOTE.format(**self._names)
         self._oldest = OLDEST.format(created_at=BOUNDED.format("f.created_at"), **self._names)
         self._count = COUNT.format(**self._names)
@@ -270,6 +278,15 @@ class OutboxStore:
     async def note(self, row: Row, reason: str, *, attempts: int) -> None:
         """Write on a waiting row why it waits."""
         await self._writer.fetch(self._note, row.id, reason, attempts)
+
+    async def unchanged(self, rows: Sequence[Row]) -> set[int]:
+        """The ids of those rows that still wait in the table, for the same destination."""
+        args = (
+            [row.id for row in rows],
+            [row.publish.exchange for row in rows],
+            [row.publish.routing_key for row in rows],
+        )
+        return {record["id"] for record in await self._writer.fetch(self._unchanged, *args)}
 
     async def oldest(self, slots: Iterable[int]) -> float | None:
         """How many seconds the oldest row of these slots waits; None when none does."""
