@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from relmsg.errors import BodyNotEncodable, Undecodable
+from relmsg.exceptions import text_of
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -35,7 +36,7 @@ def encode_body(body: object) -> tuple[bytes, str]:
         if isinstance(body, dict | list | tuple | msgspec.Struct) or dataclasses.is_dataclass(body):
             return _with_finite_numbers(msgspec.json.encode(body, enc_hook=_encode_pydantic), body), JSON
     except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise BodyNotEncodable(f"the body cannot be encoded: {error}") from error
+        raise BodyNotEncodable(f"the body cannot be encoded: {text_of(error)}") from error
     raise BodyNotEncodable(
         f"a body of type {type(body).__name__} cannot be sent: give bytes, str, dict, list, a dataclass, "
         "a msgspec.Struct or a pydantic model"
@@ -96,4 +97,4 @@ def _decode(decode: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Undecodable(f"the body is not what the handler expects: {error}") from error
+        raise Undecodable(f"the body is not what the handler expects: {text_of(error)}") from error

@@ -6,15 +6,18 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.errors import CheckerRefused
+from relmsg.exceptions import trace_of
 from relmsg.half.protocol import Answer
 from relmsg.half.state import Resolution
 from relmsg.message import Message
+from relmsg.runtime.isolated import isolated
 
 log = logging.getLogger(__name__)
 
@@ -109,24 +112,40 @@ class Checkers:
         said = await self._said(checker, half)
         if isinstance(said, Resolution):
             return ANSWERS[said]
-        log.error("half message %s: checker %s returned %r instead of a Resolution", half.id, _name(checker), said)
+        log.error(
+            "half message %s: checker %s returned %s instead of a Resolution", half.id, _name(checker), _shown(said)
+        )
         return Answer.UNKNOWN
 
     async def _said(self, checker: Checker, half: HalfMessage) -> object:
+        async def work() -> None:
+            said.append(await checker(half))
+
+        said: list[object] = []
         try:
             async with asyncio.timeout(self._timeout):
-                return await checker(half)
+                error = await isolated(work(), copy_context())
+                if error is not None:
+                    raise error
         except asyncio.CancelledError:
             if really_cancelled():
                 raise
             log.error("half message %s: checker %s was cancelled from inside", half.id, _name(checker))
-        except TimeoutError:
-            log.exception(
-                "half message %s: checker %s timed out, %g s are the limit", half.id, _name(checker), self._timeout
+        except TimeoutError as error:
+            log.error(
+                "half message %s: checker %s timed out, %g s are the limit\n%s",
+                half.id,
+                _name(checker),
+                self._timeout,
+                trace_of(error),
             )
-        except (Exception, SystemExit):
-            log.exception("half message %s: checker %s failed", half.id, _name(checker))
-        return Resolution.UNKNOWN
+        except BaseException as error:  # noqa: BLE001 - also what is no Exception says nothing of the transaction
+            log.error("half message %s: checker %s failed\n%s", half.id, _name(checker), trace_of(error))
+        return said[0] if said else Resolution.UNKNOWN
+
+
+def _shown(said: object) -> str:
+    return repr(said)[:200] if type(said) in (str, bytes, int, float, bool, type(None)) else f"a {type(said).__name__}"
 
 
 def _name(function: Any) -> str:

@@ -37,9 +37,11 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from relmsg.db.failures import brief
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
 from relmsg.half.lock_wait import waiting_at_most
 from relmsg.half.state import Resolution
+from relmsg.runtime.isolated import is_stop
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +146,10 @@ class Fence:
                     found = Resolution.ROLLBACK if inserted else await self._read(connection, key)
         except UsageError:
             raise
-        except Exception as error:  # noqa: BLE001 (while it connects, a driver raises what it likes)
-            log.warning("half message %s: its local transaction is open, or cannot be asked for: %s", key, _line(error))
+        except BaseException as error:  # while it connects, a driver raises what it likes
+            if is_stop(error):
+                raise
+            log.warning("half message %s: its local transaction is open, or cannot be asked for: %s", key, brief(error))
             return Resolution.UNKNOWN
         return found or Resolution.UNKNOWN
 
@@ -230,8 +234,3 @@ async def _commit(connection: AsyncConnection) -> None:
     except BaseException:
         await connection.invalidate()
         raise
-
-
-def _line(error: Exception) -> str:
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    return " ".join(str(cause).split()) or type(cause).__name__

@@ -14,6 +14,7 @@ from relmsg.broker.receipt import Confirmed
 from relmsg.broker.subscriber import Delivery, Subscriber
 from relmsg.clock import Clock
 from relmsg.errors import MalformedHalf, RelmsgError
+from relmsg.exceptions import trace_of
 from relmsg.half.checking import Checkers, HalfMessage
 from relmsg.half.half import number, read_half
 from relmsg.half.protocol import CHECK, REASON, RESOLUTION, VERB, Answer, Verb, checks_of
@@ -21,6 +22,7 @@ from relmsg.half.sender import Sender
 from relmsg.half.state import Resolution
 from relmsg.message import HeaderValue
 from relmsg.retry import full_jitter
+from relmsg.runtime.isolated import is_stop
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
 from relmsg.telemetry import span
@@ -121,8 +123,10 @@ class Member:
                 await self._answer(self._asked(delivery))
             except RelmsgError as error:
                 log.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
-            except Exception:
-                log.exception("half message %s: a check could not be answered", delivery.message.id)
+            except BaseException as error:
+                if is_stop(error):
+                    raise
+                log.error("half message %s: a check could not be answered\n%s", delivery.message.id, trace_of(error))
         await delivery.ack()
 
     def _asked(self, delivery: Delivery) -> HalfMessage:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextvars import copy_context
 
 from relmsg.broker.subscriber import Delivery
 from relmsg.errors import Undecodable, Unhandleable
@@ -57,7 +58,8 @@ def arrived(
         handler = arrival.handler = registry.find(delivery.queue, message.type)
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)
-        arrival.task = Task(handler, message, identity, handler.decode(message), delivery.redelivered)
+        event = copy_context().run(handler.decode, message)  # a model's validator may set context variables
+        arrival.task = Task(handler, message, identity, event, delivery.redelivered)
     except Unhandleable as error:
         arrival.refused = Failed(error, REASONS[type(error)])
     except BaseException as error:  # noqa: BLE001 - a model's own validator may raise anything, a Rust panic as well

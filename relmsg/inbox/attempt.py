@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
@@ -38,6 +40,7 @@ from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.message import Message
 from relmsg.retry import Retry
+from relmsg.runtime.isolated import is_stop, isolated
 from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
@@ -137,7 +140,9 @@ class Attempts:
         try:
             async with Opened(self._sessions) as session:
                 outcome = await self._transaction(task, session)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the message has no part in it
+        except BaseException as error:  # whatever it is, the message has no part in it
+            if is_stop(error):
+                raise
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Handled):
             reach("consumer.after_commit")
@@ -146,23 +151,22 @@ class Attempts:
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
         async with answering(patience(task.handler)):
             transaction, connection, began, is_first = await session.run_sync(self._begin, task.identity)
-            if not is_first:
-                await self._commit(task, session, transaction)
-                return Duplicate()
+        if not is_first:
+            await self._commit(task, session, transaction)
+            return Duplicate()
         called_at = self._clock.monotonic()
+        context = copy_context()
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
-            work = task.handler(task.message, session, task.event)
-            error = await called(task.handler, work, turn, deadline, self._metrics)
+            call = partial(task.handler, task.message, session, task.event)
+            error = await called(task.handler, call, context, turn, deadline, self._metrics)
             if error is None and turn.is_lent:
                 error = await proven(task.handler, turn)
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
-            try:
-                async with answering(patience(task.handler)):
-                    await self._commit(task, session, transaction)
-            except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
-                error = failed
+            error = await isolated(self._commit(task, session, transaction), context)
+            if error is not None and is_stop(error):
+                raise error
         if error is not None:
             return judged(error, turn)
         task.took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
@@ -179,9 +183,10 @@ class Attempts:
 
         Not earlier: their row would be locked while the handler runs, and a redelivered copy would wait for that.
         """
-        if task.counted:
-            await self._store.forget_starts(session, task.identity)
-        await session.run_sync(lambda _: transaction.commit())
+        async with answering(patience(task.handler)):
+            if task.counted:
+                await self._store.forget_starts(session, task.identity)
+            await session.run_sync(lambda _: transaction.commit())
 
 
 def patience(handler: Handler) -> float:
@@ -195,12 +200,14 @@ def may_take(handler: Handler) -> float | None:
     return None if handler.timeout is None else ANSWER_SECONDS + 2 * handler.timeout
 
 
-async def proven(handler: Handler, turn: HandlersTurn) -> Exception | None:
+async def proven(handler: Handler, turn: HandlersTurn) -> BaseException | None:
     """What speaks against the commit, though no handler has raised it."""
     try:
         async with answering(patience(handler)):
             await turn.prove()
-    except Exception as error:  # noqa: BLE001 - a statement was swallowed, or the connection is lost
+    except BaseException as error:  # a statement was swallowed, or the connection is lost
+        if is_stop(error):
+            raise
         return error
     return None
 

@@ -4,48 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import NamedTuple
 
 from relmsg.broker.answer import really_cancelled
+from relmsg.exceptions import causes, type_name
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import HandlerCancelled, HandlerEndedTransaction, HandlerTimeout
+from relmsg.inbox.outcome import HandlerCancelled, HandlerRaised, HandlerTimeout
 from relmsg.inbox.transaction import HandlersTurn
+from relmsg.runtime.isolated import isolated
 
 
 async def called(
-    handler: Handler, work: Awaitable[object], turn: HandlersTurn, deadline: Deadline, metrics: Metrics
+    handler: Handler,
+    call: Callable[[], Awaitable[object]],
+    context: Context,
+    turn: HandlersTurn,
+    deadline: Deadline,
+    metrics: Metrics,
 ) -> BaseException | None:
-    """Let the handler do its work; what it raised, or what makes its work impossible to commit."""
+    """Let the handler do its work in ``context``; what it raised, or what makes its work impossible to commit.
+
+    Its time, which ends at the deadline, is that of its own code and of writing what it left in the session.
+    """
+
+    async def work() -> None:
+        await call()
+        if not turn.is_untouched():
+            await turn.check()
+
     stopped = False
     began = time.perf_counter()
     deadline.begin()
     try:
-        try:
-            await work
-        finally:
-            stopped = deadline.end()
-        if not stopped:
-            if not turn.is_untouched():
-                await turn.check()
-            return None
-    except asyncio.CancelledError as error:
-        if really_cancelled():
-            raise
-        if not stopped:
-            cancelled = HandlerCancelled()
-            cancelled.__cause__ = error
-            return cancelled
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - all that a handler may raise is a value from here on
-        # SystemExit as well: a library that calls sys.exit() must not end the worker, and without a word at that.
-        if not stopped:
-            return HandlerEndedTransaction() if turn.was_ended_unseen() else error
+        error = await isolated(work(), context)
     finally:
+        stopped = deadline.end()
         metrics.took(handler, time.perf_counter() - began)
-    # Also where the handler swallowed its cancellation and came to an end: it was told to stop.
-    return HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout:g} s")
+    if error is not None:
+        error = _readable(error)
+    if isinstance(error, asyncio.CancelledError) and really_cancelled():
+        raise error
+    if stopped:  # also where the handler swallowed its cancellation and came to an end: it was told to stop
+        return HandlerTimeout(f"the handler took longer than its timeout of {handler.timeout:g} s")
+    if isinstance(error, asyncio.CancelledError):
+        cancelled = HandlerCancelled()
+        cancelled.__cause__ = error
+        return cancelled
+    return None if error is None else turn.explained(error)
+
+
+def _readable(error: BaseException) -> BaseException:
+    """The error, or one of ours in its place if nobody can ask what it is: its ``__class__``, or a cause's, raises."""
+    try:
+        for each in causes(error):
+            isinstance(each, asyncio.Event)  # no exception is one: so Python asks the exception itself
+    except BaseException:  # noqa: BLE001 - anybody's code
+        return HandlerRaised(f"the handler raised {type_name(error)}, which cannot be read").with_traceback(
+            BaseException.__dict__["__traceback__"].__get__(error)
+        )
+    return error
 
 
 class Took(NamedTuple):

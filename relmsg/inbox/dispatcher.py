@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Generic, TypeVar
 
@@ -41,6 +42,7 @@ class Dispatcher(Generic[T]):
         self._over = False
         self._lines: Lines[T] = Lines(concurrency)
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()  # what one message's task leaves behind, the next must not find
         self._soon: asyncio.Handle | None = None
         self._later: asyncio.TimerHandle | None = None
 
@@ -73,7 +75,7 @@ class Dispatcher(Generic[T]):
     def _begin(self) -> None:
         now = self._loop.time()
         while (unit := self._lines.next(now)) is not None:
-            task = self._loop.create_task(self._run(unit))
+            task = self._loop.create_task(self._run(unit), context=self._context.copy())
             self.tasks.add(task)
             task.add_done_callback(partial(self._ended, unit))
         due = self._lines.due()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
@@ -24,6 +26,7 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import New, Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
+from relmsg.runtime.isolated import is_stop
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,9 @@ class Groups:
         try:
             async with Opened(self._sessions) as session:
                 outcome = await self._transaction(handler, tasks, session)
-        except Exception as error:  # noqa: BLE001 - our own statements: no message has a part in it
+        except BaseException as error:  # our own statements: no message has a part in it
+            if is_stop(error):
+                raise
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Committed):
             reach("consumer.after_commit")
@@ -94,7 +99,9 @@ class Groups:
                     if left:
                         await session.run_sync(self._forget, left, new.written_by)
                     await session.run_sync(lambda _: transaction.commit())
-            except Exception as failed:  # noqa: BLE001 - a deferred constraint, or the connection is lost
+            except BaseException as failed:  # a deferred constraint, or the connection is lost
+                if is_stop(failed):
+                    raise
                 error = failed
             else:
                 took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
@@ -118,16 +125,16 @@ class Groups:
     ) -> tuple[int, BaseException | None]:
         """Run them one after another, or once for all; how many have been handled, and the error that ended it."""
         if handler.takes_lists:
-            work = handler.call([task.message for task in fresh], session, [task.event for task in fresh])
-            error = await called(handler, work, turn, deadline, self._metrics)
+            call = partial(handler.call, [each.message for each in fresh], session, [each.event for each in fresh])
+            error = await called(handler, call, copy_context(), turn, deadline, self._metrics)
             reach("consumer.inside_group")
             return (len(fresh) if error is None else 0), error
         enough = self._clock.monotonic() + OVERRUN_SECONDS
         for done, task in enumerate(fresh):
             if done and self._clock.monotonic() > enough:
                 return done, None
-            work = handler(task.message, session, task.event)
-            error = await called(handler, work, turn, deadline, self._metrics)
+            call = partial(handler, task.message, session, task.event)
+            error = await called(handler, call, copy_context(), turn, deadline, self._metrics)
             if error is not None:
                 return done, error
             if turn.has_objects():
@@ -143,10 +150,10 @@ class Groups:
         try:
             async with answering(patience(unhandled[0].handler)), self._sessions() as session, session.begin():
                 await session.run_sync(self._forget, identities, new.written_by)
-        except Exception as error:
-            log.exception(
-                "a handler has committed behind SQLAlchemy's back; these messages are remembered as handled and may "
-                "not be: %s (%s)",
+        except Exception as error:  # noqa: BLE001 - nothing is left to be done but to tell it
+            log.error(
+                "a handler has sent a COMMIT past SQLAlchemy; these messages are remembered as handled and may not be: "
+                "%s (%s)",
                 ", ".join(identity.message_id for identity in identities),
                 brief(error),
             )

@@ -75,6 +75,12 @@ class HandlerCancelled(RelmsgError):
     retryable = True
 
 
+class HandlerRaised(RelmsgError):
+    """The handler raised an exception that cannot be read: one of its own properties raises."""
+
+    retryable = True
+
+
 class HandlerEndedTransaction(RelmsgError):
     """The handler ended the transaction: inbox row and effect could not commit together any more.
 

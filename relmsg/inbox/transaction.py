@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import sys
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.db.failures import sqlstate
+from relmsg.exceptions import causes
 from relmsg.inbox.outcome import HandlerEndedTransaction, StatementSwallowed
 
 FAILED_TRANSACTION = "25P02"
@@ -71,6 +74,8 @@ class HandlersTurn:
         """Whether a handler has asked the session for its connection: then ``prove`` before the commit."""
         self.database_error: BaseException | None = None
         """The last error of a statement in this turn, whether or not the handler let it through."""
+        self.flush_error: BaseException | None = None
+        """The error of a flush with which SQLAlchemy has rolled the transaction back, by itself."""
 
     def __enter__(self) -> Self:
         _watch(self._connection.engine, type(self._sync))
@@ -89,7 +94,7 @@ class HandlersTurn:
 
     def is_untouched(self) -> bool:
         """Whether ``check`` would find nothing, which is most often so and told without a coroutine of its own."""
-        return self.database_error is None and not self._is_ended() and not self.has_objects()
+        return self.database_error is None and self._ours.is_active and not self._is_ended() and not self.has_objects()
 
     async def check(self) -> None:
         """Write what is pending, and see whether our commit would still commit everything.
@@ -99,11 +104,13 @@ class HandlersTurn:
         sent; it succeeds only where a savepoint has healed the transaction.
 
         :raises HandlerEndedTransaction: the handler has committed, rolled back or closed.
-        :raises DBAPIError: a statement has failed, and the transaction with it.
+        :raises Exception: a statement or a flush has failed, and the transaction with it.
         """
         sync = self._sync
         if self._is_ended():
-            raise HandlerEndedTransaction
+            raise HandlerEndedTransaction from self._failure
+        if not self._ours.is_active:
+            raise self._failure or HandlerEndedTransaction()
         if self.has_objects() and (sync.new or sync.deleted or sync.identity_map.check_modified()):
             await self._session.flush()
         swallowed = self.database_error
@@ -132,6 +139,32 @@ class HandlersTurn:
     async def _ask(self) -> None:
         await self._session.run_sync(lambda _: self._connection.execute(text("SELECT 1")))
 
+    def explained(self, error: BaseException) -> BaseException:
+        """An error of the handler's, or the one behind it that says more.
+
+        After a statement or a flush has failed, all that follows in the transaction fails too, and says only that:
+        then the first error is the real one, though the handler may have let it pass.
+        """
+        if isinstance(error, HandlerEndedTransaction):
+            return error
+        if self.was_ended_unseen():
+            ended = HandlerEndedTransaction()
+            ended.__cause__ = error
+            return ended
+        first = self._failure
+        if first is None or any(each is first for each in causes(error)):
+            return error
+        if _only_follows(error):
+            return first
+        for each in causes(error):
+            if _only_follows(each) and each.__cause__ is None:
+                each.__cause__ = first
+        return error
+
+    @property
+    def _failure(self) -> BaseException | None:
+        return self.flush_error or self.database_error
+
     def has_objects(self) -> bool:
         """Whether the session knows any object, new, loaded or to be deleted. It knows none where handlers only send
         statements, and that is told quicker than each of these by itself."""
@@ -140,8 +173,8 @@ class HandlersTurn:
     def was_ended_unseen(self) -> bool:
         """Whether SQLAlchemy believes in the transaction and PostgreSQL does not: it was ended on the driver's own
         connection, past SQLAlchemy."""
-        if self._sync.get_transaction() is not self._ours:
-            return False
+        if self._sync.get_transaction() is not self._ours or not self._ours.is_active:
+            return False  # a failed flush has SQLAlchemy roll back, and wait for the session to be told so
         if self._connection.closed or self._connection.invalidated:
             return False  # the connection is gone, and the transaction with it: nobody ended it
         driver: Any = self._connection.connection.driver_connection
@@ -154,6 +187,11 @@ class HandlersTurn:
 
     def _is_ended(self) -> bool:
         return self._refused or self._sync.get_transaction() is not self._ours or self.was_ended_unseen()
+
+    def rolled_back(self, error: BaseException | None) -> None:
+        """SQLAlchemy has rolled a transaction of the session back, while it handled this error."""
+        if error is not None and not self._ours.is_active and not isinstance(error, asyncio.CancelledError):
+            self.flush_error = error
 
     def refuse(self) -> None:
         """:raises HandlerEndedTransaction: always; and it stays refused, should the handler swallow that."""
@@ -170,12 +208,26 @@ def _watch(engine: Engine, session_class: type[Session]) -> None:
     if session_class not in _watched:
         _watched.add(session_class)
         event.listen(session_class, "before_commit", _refuse_on_session)
+        event.listen(session_class, "after_soft_rollback", _remember_rollback)
 
 
 def _remember(context: ExceptionContext) -> None:
     turn = _turns.get(context.connection) if context.connection is not None else None
     if turn is not None:
-        turn.database_error = context.sqlalchemy_exception or context.original_exception
+        error = context.sqlalchemy_exception or context.original_exception
+        if turn.database_error is None or not _only_follows(error):
+            turn.database_error = error
+
+
+def _remember_rollback(session: Session, _: SessionTransaction) -> None:
+    turn = _of_session.get(session)
+    if turn is not None:
+        turn.rolled_back(sys.exception())
+
+
+def _only_follows(error: BaseException) -> bool:
+    """Whether an error says no more than that the transaction had failed before."""
+    return isinstance(error, PendingRollbackError) or sqlstate(error) == FAILED_TRANSACTION
 
 
 def _refuse_on_session(session: Session) -> None:
