@@ -68,6 +68,11 @@ class Acks:
         self._write([Nack(tag)])
         return True
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything that came is acked or given back."""
+        return not self._open
+
     def flush(self) -> None:
         """Ack all that is finished, now."""
         self._flush()

@@ -14,7 +14,7 @@ import aiormq
 from aiormq.abc import DeliveredMessage
 
 from relmsg.broker.acks import Ack, Acks, Nack
-from relmsg.broker.answer import answer, really_cancelled
+from relmsg.broker.answer import answer, really_cancelled, reply_code, why_closed
 from relmsg.broker.connection import Connection
 from relmsg.broker.delivery import Delivery as Delivery
 from relmsg.broker.receiving import Receiving, ack_frames
@@ -28,8 +28,11 @@ from relmsg.retry import full_jitter
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
-NOT_FOUND = 404
+NOT_FOUND, INTERNAL_ERROR = 404, 541
 CLOSE_SECONDS = 2.0
+LOSSES_IN_A_ROW = 3
+PROVEN = 100  # messages that have to be acked one by one before the broker is asked for many again
+IDLE_LOOK_SECONDS = 0.05
 
 
 class QueueMissing(UsageError):
@@ -66,6 +69,11 @@ def _missing(queue: str) -> Iterator[None]:
 class Subscriber:
     """Consumes one queue with manual acks, for as long as ``run`` runs; a lost channel is replaced.
 
+    A message can crash the channel inside the broker, such as one with an AMQP 1.0 property that 0-9-1 cannot carry.
+    All that is prefetched is then delivered again and counted each time. So after three losses in a row with nothing
+    acked, messages are taken one at a time: only the one at fault is counted, and the broker dead-letters it at the
+    queue's delivery limit. After 100 acks the prefetch is as before.
+
     The callback is called in the middle of a read of the socket and must only note the delivery: an exception there
     ends the connection (reliability C10).
 
@@ -94,6 +102,7 @@ class Subscriber:
         self._chance = chance
         self._channel: _Channel | None = None
         self._stopping = False
+        self._in_vain = 0
         self._wanted = asyncio.Event()
         self._wanted.set()
 
@@ -130,15 +139,18 @@ class Subscriber:
         failures = 0
         while True:
             if self._channel is not None:
-                await self._channel.lost.wait()
+                is_proven = await self._until_over(self._channel)
                 if self._stopping:
                     return
-                if not self.is_paused:
+                if is_proven:
+                    log.info("queue %s: %d messages were acked one by one, asking for many again", self._shown, PROVEN)
+                elif not self.is_paused:
+                    self._count_loss(self._channel)
                     log.warning("queue %s: %s, subscribing again", self._shown, self._channel.why)
                 await self._channel.close()
                 self._channel = None
             await self._wanted.wait()
-            failures += 1
+            failures = max(failures, self._in_vain - LOSSES_IN_A_ROW) + 1
             await self._clock.sleep(full_jitter(failures, 0.1, 10.0, self._chance))
             try:
                 self._channel = await self._open()
@@ -148,6 +160,47 @@ class Subscriber:
                 log.info("queue %s: consuming again", self._shown)
             except RelmsgError as error:
                 log.warning("queue %s: %s", self._shown, error)
+
+    @property
+    def takes_one_at_a_time(self) -> bool:
+        """Whether channels were lost again and again, so that the message at fault is looked for."""
+        return self._in_vain >= LOSSES_IN_A_ROW
+
+    async def _until_over(self, channel: _Channel) -> bool:
+        """Wait until the channel is lost: False; or it can be replaced by one with the full prefetch: True."""
+        if not self.takes_one_at_a_time:
+            await channel.lost.wait()
+            return False
+        ends = [asyncio.create_task(channel.lost.wait()), asyncio.create_task(channel.proven.wait())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for end in ends:
+                end.cancel()
+        if channel.lost.is_set() or self._stopping:
+            return False
+        self._in_vain = 0
+        await channel.cancel()
+        while channel.is_open and not channel.is_idle:
+            await self._clock.sleep(IDLE_LOOK_SECONDS)
+        return not channel.lost.is_set()
+
+    def _count_loss(self, channel: _Channel) -> None:
+        """Count the losses that one message may be the reason of."""
+        if channel.acked and channel.reply_code != INTERNAL_ERROR:
+            self._in_vain = 0
+            return
+        self._in_vain += 1
+        if self._in_vain > LOSSES_IN_A_ROW:
+            log.error(
+                "queue %s: the channel is lost whenever the message at its head is delivered (%d times; %s): perhaps "
+                "AMQP 0-9-1 cannot carry it; at its delivery limit the broker dead-letters it, without one remove it",
+                self._shown,
+                self._in_vain,
+                channel.seen,
+            )
+        elif self._in_vain == LOSSES_IN_A_ROW:
+            log.warning("queue %s: %d channels were lost, taking one message at a time", self._shown, self._in_vain)
 
     async def pause(self) -> None:
         """End the subscription, so that the broker takes back whatever was not acked; ``run`` waits for ``resume``."""
@@ -178,7 +231,7 @@ class Subscriber:
         self.generation += 1
         channel = _Channel(self._connection, self.queue, self._take, self.generation)
         try:
-            await channel.open(self._prefetch)
+            await channel.open(1 if self.takes_one_at_a_time else self._prefetch)
         except BaseException:
             await channel.close()
             raise
@@ -202,6 +255,10 @@ class _Channel:
         self.generation = generation
         self.lost = asyncio.Event()
         self.why = "the channel was closed"
+        self.proven = asyncio.Event()
+        self.acked = 0
+        self.reply_code: int | None = None
+        self.seen = "nothing was delivered before"
         self.queue = queue
         self._connection = connection
         self._deliver = deliver
@@ -213,6 +270,7 @@ class _Channel:
         self._unwritten: deque[Ack | Nack] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._tag: str | None = None
+        self._last: Message | None = None
 
     @property
     def is_open(self) -> bool:
@@ -221,7 +279,7 @@ class _Channel:
     async def open(self, prefetch: int) -> None:
         channel = self._channel = await self._connection.channel(within=ANSWER_SECONDS)
         self._closing = channel.closing
-        self._closing.add_done_callback(lambda _: self._lose("the channel was lost"))
+        self._closing.add_done_callback(self._closed)
         channel.on_consumer_cancel_callbacks.add(
             lambda _: self._lose("the broker cancelled the consumer: its queue is gone, or a message took too long")
         )
@@ -235,8 +293,21 @@ class _Channel:
         begun = await answer(channel.basic_consume(self.queue, self._note, no_ack=False), within=ANSWER_SECONDS)
         self._tag = begun.consumer_tag
 
+    @property
+    def is_idle(self) -> bool:
+        return self._acks.is_empty
+
     def finish(self, tag: int) -> bool:
-        return self._acks.finish(tag)
+        if not self._acks.finish(tag):
+            return False
+        self.acked += 1
+        if self.acked == PROVEN:
+            self.proven.set()
+        return True
+
+    def _closed(self, closing: asyncio.Future[Any]) -> None:
+        self.reply_code = reply_code(why_closed(closing))
+        self._lose("the channel was lost")
 
     def give_back(self, tag: int) -> bool:
         return self._acks.give_back(tag)
@@ -286,6 +357,7 @@ class _Channel:
         fault: Exception | None,
     ) -> None:
         self._acks.came(tag)
+        self._last = message
         came = Delivery(
             message, self.queue, self, tag, redelivered=redelivered, expiration=expiration, user_id=user_id, fault=fault
         )
@@ -320,5 +392,7 @@ class _Channel:
         if self._tap is not None and self._channel is not None:
             self._tap.detach(self._channel.number, self._receiving)
         if not self.lost.is_set():
+            if self._last is not None:
+                self.seen = f"the last one before it was {self._last.id or 'one without an id'}"
             self.why = why
             self.lost.set()
