@@ -42,6 +42,12 @@ class Message:
     a dataclass, a ``msgspec.Struct`` or a pydantic model when publishing; a received message always carries bytes.
     ``content_type`` follows from the body unless given; an empty one sends none.
 
+    Of a received message also: ``priority`` as its publisher set it; ``user_id``, the login it was published by, where
+    its publisher said so (RabbitMQ lets nobody name another); ``redelivered``, whether the broker had given it to some
+    consumer before (False does not mean that it is new); ``expiration``, the time to live it was published with, as a
+    ``timedelta``. relmsg sends one fixed priority and no user id: ``publish`` refuses a message that asks for either,
+    so take them off what you send on, with ``dataclasses.replace(message, priority=None, user_id=None)``.
+
     Nothing is checked here: ``publish`` checks the whole message, where an error can still undo the caller's work.
     """
 
@@ -59,6 +65,9 @@ class Message:
     reply_to: str | None = None
     expiration: timedelta | float | None = None
     timestamp: datetime | None = None
+    priority: int | None = None
+    user_id: str | None = None
+    redelivered: bool = False
 
     @staticmethod
     def id_for(business_key: str) -> UUID:

@@ -46,7 +46,7 @@ def obtain(suite: str, packages: tuple[str, ...], report: Report, cancellation: 
     :raises ServicesError: if it cannot be made, with the end of debootstrap's log.
     """
     name = "-".join([suite, *packages])
-    tree = _cache() / name
+    tree = cache() / name
     if tree.is_dir():  # renamed into its place when it was whole
         return tree
     tree.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +58,7 @@ def obtain(suite: str, packages: tuple[str, ...], report: Report, cancellation: 
     return tree
 
 
-def _cache() -> Path:
+def cache() -> Path:
     if chosen := os.environ.get(CACHE):
         return Path(chosen).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "relmsg"

@@ -24,6 +24,8 @@ from relmsg.retry import full_jitter
 
 log = logging.getLogger(__name__)
 
+LARGEST_FRAME = 131_072  # bytes; what RabbitMQ agrees to unless configured otherwise
+
 
 class Connection:
     """One AMQP connection that is kept up until it is closed.
@@ -126,8 +128,9 @@ class Connection:
 
     @property
     def frame_max(self) -> int:
-        """The largest frame the broker takes, in bytes."""
-        return self._current.connection_tune.frame_max if self._current is not None else 131_072
+        """The largest frame to write, in bytes: the broker's limit, at most 128 KiB, also where it has none (0)."""
+        agreed = self._current.connection_tune.frame_max if self._current is not None else 0
+        return min(agreed or LARGEST_FRAME, LARGEST_FRAME)
 
     @property
     def tap(self) -> Tap | None:

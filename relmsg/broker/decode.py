@@ -1,4 +1,4 @@
-"""The bytes of a content header, read by hand.
+"""Reads the properties in a content header.
 
 pamqp makes an object, an attribute loop and a dispatch for each property, and one value that it cannot read costs the
 whole connection (reliability B1). Here a property that cannot be read is a ``fault`` of its message alone. A property
@@ -8,14 +8,13 @@ test holds that both read the same from any header that pamqp can write.
 from __future__ import annotations
 
 import struct
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pamqp import decode as pamqp_decode
-
+from relmsg.amqp.remarks import Remarks
 from relmsg.broker.encode import (
     APP_ID,
+    CLUSTER_ID,
     CONTENT_ENCODING,
     CONTENT_TYPE,
     CORRELATION_ID,
@@ -35,8 +34,7 @@ FLAGS = struct.Struct(">H")
 SIZE = struct.Struct(">I")
 TIME = struct.Struct(">Q")
 MORE_FLAGS = 1
-LONG_STRING = ord("S")
-MOST_SECONDS = 0xFFFFFFFF  # pamqp and others read a larger number as milliseconds
+MAX_SHORT_BYTES = 255
 NO_TABLE = b""
 
 
@@ -46,6 +44,7 @@ class Properties(NamedTuple):
     content_type: str | None
     content_encoding: str | None
     table: bytes
+    priority: int | None
     correlation_id: str | None
     reply_to: str | None
     expiration: str | None
@@ -54,6 +53,10 @@ class Properties(NamedTuple):
     type: str | None
     user_id: str | None
     app_id: str | None
+    cluster_id: str | None
+
+
+NOTHING = Properties(None, None, NO_TABLE, None, None, None, None, None, None, None, None, None, None)
 
 
 def properties(header: bytes, *, errors: str = "strict") -> Properties:
@@ -71,7 +74,7 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
     content_type = content_encoding = correlation_id = reply_to = expiration = message_id = type_ = user_id = app_id = (
         None
     )
-    table, timestamp = NO_TABLE, None
+    table, priority, timestamp, cluster_id = NO_TABLE, None, None, None
     if flags & CONTENT_TYPE:
         end = position + 1 + data[position]
         content_type = _known(data[position + 1 : end], errors)
@@ -87,6 +90,7 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
     if flags & DELIVERY_MODE:
         position += 1
     if flags & PRIORITY:
+        priority = data[position]
         position += 1
     if flags & CORRELATION_ID:
         end = position + 1 + data[position]
@@ -119,12 +123,17 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
         end = position + 1 + data[position]
         app_id = _known(data[position + 1 : end], errors)
         position = end
+    if flags & CLUSTER_ID:
+        end = position + 1 + data[position]
+        cluster_id = _known(data[position + 1 : end], errors)
+        position = end
     if position > len(data):
         raise ValueError("the content header breaks off in the middle of a property")
     return Properties(
         content_type,
         content_encoding,
         table,
+        priority,
         correlation_id,
         reply_to,
         expiration,
@@ -133,39 +142,27 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
         type_,
         user_id,
         app_id,
+        cluster_id,
     )
 
 
-def headers(table: bytes) -> dict[str, Any]:
-    """The headers of a field table. A string that is not UTF-8 stays bytes, as pamqp has it.
+def readable(header: bytes, fault: Exception, remarks: Remarks) -> Properties:
+    """What can be read of a content header that ``properties`` refuses with ``fault``; the remarks name the rest.
 
-    :raises Exception: of several families; the table holds something that cannot be read.
+    Bytes that are not UTF-8 become replacement characters, which take three bytes each: what would be longer than AMQP
+    carries is cut, so that the message can be sent on.
     """
-    found: dict[str, Any] = {}
-    position, size = 0, len(table)
-    while position < size:
-        start = position + 1
-        position = start + table[position]
-        name = table[start:position].decode()
-        if table[position] == LONG_STRING:
-            start = position + 5
-            position = start + SIZE.unpack_from(table, position + 1)[0]
-            if position > size:
-                raise ValueError(f"header {name!r} is longer than its table")
-            value = table[start:position]
-            try:
-                found[name] = value.decode()
-            except UnicodeDecodeError:
-                found[name] = value
-        else:
-            consumed, found[name] = pamqp_decode.embedded_value(table[position:])
-            position += consumed
-    return found
-
-
-def moment(seconds: int) -> datetime:
-    """The time a property tells. :raises ValueError, OverflowError, OSError: it lies outside what Python knows."""
-    return datetime.fromtimestamp(seconds if seconds <= MOST_SECONDS else seconds / 1000, tz=UTC)
+    try:
+        read = properties(header, errors="replace")
+    except Exception as error:  # noqa: BLE001 - struct, index and value errors: not even its structure can be read
+        remarks.left_out("properties", error)
+        return NOTHING
+    shown: dict[str, Any] = {}
+    for name, value in read._asdict().items():
+        if isinstance(value, str) and "\ufffd" in value:
+            shown[name] = value.encode()[:MAX_SHORT_BYTES].decode(errors="ignore")
+            remarks.repaired(name, fault)
+    return read._replace(**shown)
 
 
 @lru_cache(maxsize=4096)

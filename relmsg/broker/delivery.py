@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from pamqp.commands import Basic
 
-from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, copy_of
+from relmsg.amqp.moved_ids import MOVED_CORRELATION_ID, fitting_id
+from relmsg.amqp.remarks import Remarks
+from relmsg.broker.wire import PERSISTENT, Publication, copy_of
 from relmsg.message import Message
 
 
@@ -36,13 +38,12 @@ class Delivery:
     It can be acked once. A second ack, or one on another channel, would make the broker close the channel and with it
     everything that is under way there (reliability B16), so both are answered with False here and never sent.
 
-    ``fault`` tells why properties or headers of the message could not be read; None for all but a few. The message then
-    has what could be. ``redelivered``: the broker had given it to some consumer before; False does not mean it is new.
-    ``expiration`` is the time to live the message was published with, in milliseconds. ``user_id`` is the login it was
-    published by, where its publisher says so: RabbitMQ lets nobody name another.
+    ``expiration`` is the time to live as it came, in milliseconds. ``altered`` names properties and headers that could
+    not be read, and are missing from the message or repaired in it; empty for all but a few. ``fault`` tells why the
+    message cannot be handled without them; None for most. ``cluster_id`` is a property that few clients send.
     """
 
-    __slots__ = ("_origin", "_tag", "expiration", "fault", "message", "queue", "redelivered", "user_id")
+    __slots__ = ("_origin", "_remarks", "_tag", "expiration", "message", "queue")
 
     def __init__(
         self,
@@ -51,19 +52,40 @@ class Delivery:
         origin: Origin,
         tag: int,
         *,
-        redelivered: bool,
-        expiration: str | None,
-        user_id: str | None = None,
-        fault: Exception | None = None,
+        expiration: str | None = None,
+        remarks: Remarks | None = None,
     ) -> None:
         self.message = message
         self.queue = queue
-        self.redelivered = redelivered
         self.expiration = expiration
-        self.user_id = user_id
-        self.fault = fault
+        self._remarks = remarks
         self._origin = origin
         self._tag = tag
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the broker had given it to some consumer before; False does not mean it is new."""
+        return self.message.redelivered
+
+    @property
+    def user_id(self) -> str | None:
+        """The login it was published by, where its publisher says so: RabbitMQ lets nobody name another."""
+        return self.message.user_id
+
+    @property
+    def fault(self) -> Exception | None:
+        """What could not be read, and must not be missing."""
+        return self._remarks.fault if self._remarks else None
+
+    @property
+    def altered(self) -> Sequence[str]:
+        """The properties and headers that are not as they came."""
+        return self._remarks.altered if self._remarks else ()
+
+    @property
+    def cluster_id(self) -> str | None:
+        """A deprecated property, which is sent on."""
+        return self._remarks.cluster_id if self._remarks else None
 
     @property
     def generation(self) -> int:
@@ -92,22 +114,25 @@ class Delivery:
     def copy(self, *, exchange: str, routing_key: str, message_id: str, headers: Mapping[str, Any]) -> Publication:
         """A publish of the same message to another place: body and properties as they came.
 
-        New are the headers and, where given, the id. Delivery mode and priority are those of all our publishes. The
+        New are the headers and the id; one that AMQP does not carry is replaced by its hash. It is persistent. The
         expiration is left out, and so is the user id, which the broker would hold against *our* login.
+
+        :raises InvalidMessage: the new headers or the id cannot be encoded; the rest always can.
         """
         came = self.message
         assert isinstance(came.body, bytes)
+        is_moved = MOVED_CORRELATION_ID in headers
         properties = Basic.Properties(
             content_type=came.content_type,
             content_encoding=came.content_encoding,
-            correlation_id=came.correlation_id,
+            correlation_id=None if is_moved else came.correlation_id,
             reply_to=came.reply_to,
             timestamp=came.timestamp,
             message_type=came.type,
             app_id=came.source,
-            message_id=message_id,
             headers=dict(headers),
             delivery_mode=PERSISTENT,
-            priority=PRIORITY,
+            priority=came.priority,
+            cluster_id=self.cluster_id or "",
         )
-        return copy_of(message_id, exchange, routing_key, properties, came.body)
+        return copy_of(fitting_id(message_id), exchange, routing_key, properties, came.body)

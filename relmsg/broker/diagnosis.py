@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
-from relmsg.broker.headers import MAX_BYTES, MAX_NAME_BYTES, encoded_size
+from relmsg.broker.headers import MAX_BYTES, encoded_size
 from relmsg.exceptions import stack_of, text_of, trace_of, type_name
 from relmsg.security.encryption import is_secret
 from relmsg.settings import redact
@@ -47,11 +45,11 @@ def error_headers(
 ) -> dict[str, Any]:
     """All headers of the error copy, at most so many bytes; fewer than 2048 cannot be kept to.
 
-    The diagnosis of an earlier failure is replaced. What AMQP libraries can receive but not send is made sendable. The
+    The diagnosis of an earlier failure is replaced. What AMQP cannot carry is made sendable. The
     stack trace gets what room is left, at most 4 KiB of its end. Where even without it the headers would take more than
     ``most``, the largest of the incoming ones are left out; ``relmsg-sanitised-headers`` names all that has changed.
     """
-    touched: list[str] = []
+    touched = list(delivery.altered)
     came = _sendable(names.strip(delivery.message.headers), touched)
     diagnosis = _diagnosis(delivery, failed, consumer, failed_at, min(TEXT_BYTES, most // 16))
     listed = min(LISTED_BYTES, most // 8)
@@ -111,39 +109,16 @@ def _sendable(headers: Mapping[str, Any], touched: list[str]) -> dict[str, Any]:
     """The headers as they can be sent again; names what had to be changed or left out."""
     result: dict[str, Any] = {}
     for name, value in headers.items():
-        if name in ROUTING or len(name.encode()) > MAX_NAME_BYTES:
-            touched.append(f"{_start(name, 64)} (dropped)")
+        if name in ROUTING:
+            touched.append(f"{name} (dropped)")
             continue
-        result[name] = _value(value)
-        # Compared as text: NaN is not equal to itself, and 1 is equal to True.
-        if repr(result[name]) != repr(value):
+        try:
+            encoded_size({name: value})
+            result[name] = value
+        except Exception:  # noqa: BLE001 - the encoder raises five families of errors
+            result[name] = _start(str(value), TEXT_BYTES)
             touched.append(name)
     return result
-
-
-def _value(value: Any) -> Any:
-    """A value that survives another trip; AMQP's own types that do, stay."""
-    if isinstance(value, bytes):  # pamqp's stand-in for a string that is not UTF-8, which it refuses to send
-        return "base64:" + base64.b64encode(value).decode()
-    if isinstance(value, float):
-        return value if _is_single(value) else repr(value)
-    if isinstance(value, Mapping):
-        return {name: _value(each) for name, each in value.items() if len(name.encode()) <= MAX_NAME_BYTES}
-    if isinstance(value, list):
-        return [_value(each) for each in value]
-    try:
-        encoded_size({"value": value})
-    except Exception:  # noqa: BLE001 - pamqp raises four families of errors (reliability P7)
-        return _start(str(value), TEXT_BYTES)
-    return value
-
-
-def _is_single(value: float) -> bool:
-    """Whether 32 bits hold the number exactly; pamqp sends no more."""
-    try:
-        return bool(struct.unpack(">f", struct.pack(">f", value))[0] == value)
-    except OverflowError:
-        return False
 
 
 def _start(text: str, size: int) -> str:

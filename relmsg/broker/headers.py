@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from pamqp import encode as pamqp_encode
-
+from relmsg.amqp.encode_table import encode_table
 from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge
 
 RESERVED = ("x-", "relmsg-", "CC", "BCC")
@@ -45,7 +44,7 @@ def check_headers(headers: Any, *, reserved_bytes: int = 0) -> None:
 
 def encoded_size(headers: Mapping[str, Any]) -> int:
     """The bytes an AMQP field table with these headers takes."""
-    return len(pamqp_encode.field_table(dict(headers)))
+    return len(encode_table(headers))
 
 
 def _is_plain(headers: dict[Any, Any], room: int) -> bool:

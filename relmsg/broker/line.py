@@ -20,7 +20,6 @@ from relmsg.errors import BrokerAway, RelmsgError
 log = logging.getLogger(__name__)
 
 OPENINGS = 3
-TRIALS = 2
 FORBIDDEN = 403
 
 
@@ -56,21 +55,24 @@ async def open_line(connection: Connection, *, within: float) -> Line:
     """Open a channel and choose how to write to it.
 
     Bulk publishing rests on how aiormq uses its socket, so on each connection it first has to prove itself: messages
-    for a queue that does not exist must come back as returned, each with its own id. Where they do not, and where
-    ``Connection(bulk=False)`` or ``RELMSG_BULK=off`` says so, aiormq's ``basic_publish`` does the work.
+    for a queue that does not exist, one with a body of two frames, must come back as returned, each with its own id.
+    Where they do not, and where ``Connection(bulk=False)`` or ``RELMSG_BULK=off`` says so, aiormq's ``basic_publish``
+    does the work.
 
     :raises BrokerAway: there is no connection in time, or it is blocked by the broker.
     :raises AccessRefused, BrokerRefused: as the broker answers.
     """
+    has_failed = False
     for _ in range(OPENINGS):
         channel = await connection.channel(confirms=True, within=within)
         tap = connection.tap
-        if tap is None or tap.trusted is False:
+        if tap is None or tap.trusted is False or has_failed:
             return PlainLine(channel)
         line = BulkLine(channel, tap, connection.frame_max)
         if tap.trusted is None:
             tap.trusted = await _proves_itself(line, connection, within)
             if not tap.trusted:
+                has_failed = True  # remembered here as well: the broker may close the connection for it
                 log.warning(
                     "bulk publishing does not work with this aiormq (%s); publishing one by one, which is slower",
                     version("aiormq"),
@@ -87,9 +89,10 @@ async def _proves_itself(line: BulkLine, connection: Connection, within: float) 
     :raises BrokerAway: the broker answers to nothing, whoever asks.
     """
     nowhere = f"relmsg.self-test.{uuid4()}"
+    bodies = (b"", b"\0" * connection.frame_max)  # none, and one that takes two frames
     publishes = [
-        publication(Envelope(message_id=str(uuid4()), exchange="", routing_key=nowhere, body=b"", headers={}))
-        for _ in range(TRIALS)
+        publication(Envelope(message_id=str(uuid4()), exchange="", routing_key=nowhere, body=body, headers={}))
+        for body in bodies
     ]
     batch = Batch(publishes, ended=lambda _: None, reach=lambda _: None)
     try:

@@ -8,13 +8,26 @@ from typing import Any
 from aiormq import Channel
 from aiormq.exceptions import ChannelInvalidStateError, DeliveryError, PublishError
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
 from relmsg.broker.answer import close_quietly, really_cancelled, reply_code, translate, why_closed
 from relmsg.broker.batch import Batch
 from relmsg.broker.receipt import Confirmed, Nacked, Receipt, Returned, Unknown
 from relmsg.broker.wire import Publication
 from relmsg.errors import BrokerAway
+
+PROPERTIES_AT = 12  # in a content header, behind class, weight and body size
+
+
+class _Encoded(Basic.Properties):
+    """Properties that are encoded already: pamqp would put other types in their headers."""
+
+    def __init__(self, publish: Publication) -> None:
+        super().__init__(message_id=publish.message_id)
+        self._bytes = publish.header[PROPERTIES_AT:]
+
+    def marshal(self) -> bytes:
+        """The bytes of the properties, flags first."""
+        return self._bytes
 
 
 class PlainLine:
@@ -62,15 +75,13 @@ class PlainLine:
 
     async def _publish(self, batch: Batch, position: int) -> None:
         publish = batch.publications[position]
-        header = ContentHeader()
-        header.unmarshal(publish.header)
         receipt: Receipt = Confirmed(publish.message_id)
         try:
             await self._channel.basic_publish(
                 publish.body,
                 exchange=publish.exchange,
                 routing_key=publish.routing_key,
-                properties=header.properties,
+                properties=_Encoded(publish),
                 mandatory=True,
             )
         except asyncio.CancelledError as error:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from relmsg.amqp.decode_table import decode_table
+from relmsg.amqp.moved_ids import MOVED_CORRELATION_ID, MOVED_IDS, MOVED_MESSAGE_ID, id_in
+from relmsg.amqp.remarks import Remarks
+from relmsg.amqp.times import moment_of, span_of
 from relmsg.broker.acks import Ack, Nack
-from relmsg.broker.decode import Properties, headers, moment, properties
+from relmsg.broker.decode import properties, readable
 from relmsg.broker.encode import KEY_HEADER
 from relmsg.broker.frame import BODY, END, END_OCTET, HEAD, HEADER, METHOD, OVERHEAD
 from relmsg.message import Message
@@ -20,8 +25,6 @@ BODY_SIZE = struct.Struct(">Q")
 ACK = struct.Struct(">HHQB")
 BASIC, BASIC_ACK, BASIC_NACK = 60, 80, 120
 REQUEUE = 2  # the second bit of a nack; the first is "multiple"
-
-NOTHING = Properties(None, None, b"", None, None, None, None, None, None, None, None)
 
 # A frozen dataclass sets its fields by name, one call of object.__setattr__ each: over a microsecond more a message.
 _blank = Message.__new__
@@ -40,10 +43,12 @@ _set_correlation_id = _set["correlation_id"]
 _set_reply_to = _set["reply_to"]
 _set_expiration = _set["expiration"]
 _set_timestamp = _set["timestamp"]
+_set_priority = _set["priority"]
+_set_user_id = _set["user_id"]
+_set_redelivered = _set["redelivered"]
 
-Arrived = Callable[[int, bool, Message, "str | None", "str | None", "Exception | None"], None]
-"""Told of each delivery: tag, whether it is redelivered, the message, its expiration and the login it was published by,
-where it says so, and what could not be read."""
+Arrived = Callable[[int, Message, "str | None", "Remarks | None"], None]
+"""Told of each delivery: tag, the message, its expiration as it came, and remarks where there are any."""
 
 
 class Receiving:
@@ -125,55 +130,68 @@ class Receiving:
             tag_at = method + 5 + data[method + 4]
             tag, redelivered = TAG.unpack_from(data, tag_at)
             exchange, routing_key = _address(data[tag_at + 9 : properties_at - 1])
-            message, expiration, user_id, fault = message_of(
-                data[header_at : body_at - 1], exchange, routing_key, data[start:end]
+            message, expiration, remarks = message_of(
+                data[header_at : body_at - 1], exchange, routing_key, data[start:end], redelivered & 1 == 1
             )
-            arrived(tag, redelivered & 1 == 1, message, expiration, user_id, fault)
+            arrived(tag, message, expiration, remarks)
             position = end + 1
         return position
 
     def _complete(self, body: bytes) -> None:
         assert self._deliver is not None
         (tag, redelivered, exchange, routing_key), self._deliver = self._deliver, None
-        message, expiration, user_id, fault = message_of(self._header, exchange, routing_key, body)
-        self._arrived(tag, redelivered, message, expiration, user_id, fault)
+        message, expiration, remarks = message_of(self._header, exchange, routing_key, body, redelivered)
+        self._arrived(tag, message, expiration, remarks)
 
 
 def message_of(
-    header: bytes, exchange: str, routing_key: str, body: bytes
-) -> tuple[Message, str | None, str | None, Exception | None]:
-    """The message of a content header and a body, its expiration and user id, and the error of what could not be read.
+    header: bytes, exchange: str, routing_key: str, body: bytes, redelivered: bool = False
+) -> tuple[Message, str | None, Remarks | None]:
+    """The message of a content header and a body, its expiration as it came, and remarks where there are any.
 
-    Nothing is guessed: a message without an id has an empty one. Headers keep what the broker put into them. What can
-    not be read is left out, strings that are not UTF-8 show the bytes at fault as replacement characters.
+    Nothing is guessed: a message without an id has an empty one. Headers keep what the broker put into them. What
+    cannot be read is left out, and strings that are not UTF-8 show the bytes at fault as replacement characters; the
+    remarks name both, and have a fault. A time that Python cannot tell is left out, with a remark and without a fault.
     """
+    remarks: Remarks | None = None
     try:
-        came, fault = properties(header), None
+        came = properties(header)
     except Exception as error:  # noqa: BLE001 - struct, index, value and Unicode errors: no content header as it should be
-        came, fault = _readable(header), error
+        remarks = Remarks()
+        came = readable(header, error, remarks)
     (
         content_type,
         content_encoding,
         table,
+        priority,
         correlation_id,
         reply_to,
         expiration,
         message_id,
-        seconds,
+        number,
         type_,
         user_id,
         source,
+        cluster_id,
     ) = came
     found: dict[str, Any] = {}
     key = timestamp = None
     try:
         if table:
-            found = headers(table)
+            found = decode_table(table)
             key = found.get(KEY_HEADER)
-        if seconds is not None:
-            timestamp = moment(seconds)
-    except Exception as error:  # noqa: BLE001 - of several families, pamqp's among them; the message is at fault
-        fault = error
+        if number is not None:
+            timestamp = moment_of(number)
+    except Exception:  # noqa: BLE001 - of several families; read once more, with tolerance
+        remarks = remarks or Remarks()
+        found, timestamp = _tolerated(table, number, remarks)
+        key = found.get(KEY_HEADER)
+    if cluster_id is not None:
+        remarks = remarks or Remarks()
+        remarks.cluster_id = cluster_id
+    if found and not found.keys().isdisjoint(MOVED_IDS):
+        message_id = id_in(found, MOVED_MESSAGE_ID) or message_id
+        correlation_id = id_in(found, MOVED_CORRELATION_ID) or correlation_id
     message = _blank(Message)
     _set_type(message, type_)
     _set_body(message, body)
@@ -187,16 +205,21 @@ def message_of(
     _set_content_encoding(message, content_encoding)
     _set_correlation_id(message, correlation_id)
     _set_reply_to(message, reply_to)
-    _set_expiration(message, None)
+    _set_expiration(message, span_of(expiration) if expiration else None)
     _set_timestamp(message, timestamp)
-    return message, expiration, user_id, fault
+    _set_priority(message, priority)
+    _set_user_id(message, user_id)
+    _set_redelivered(message, redelivered)
+    return message, expiration, remarks
 
 
-def _readable(header: bytes) -> Properties:
+def _tolerated(table: bytes, number: int | None, remarks: Remarks) -> tuple[dict[str, Any], datetime | None]:
+    found = decode_table(table, remarks)
     try:
-        return properties(header, errors="replace")
-    except Exception:  # noqa: BLE001 - as above; not even its structure can be read
-        return NOTHING
+        return found, None if number is None else moment_of(number)
+    except (ValueError, OverflowError, OSError):
+        remarks.left_out("timestamp")
+        return found, None
 
 
 def ack_frames(channel: int, acks: Sequence[Ack | Nack]) -> bytes:

@@ -13,10 +13,12 @@ from typing import Any
 import aiormq
 from aiormq.abc import DeliveredMessage
 
+from relmsg.amqp.remarks import Remarks
 from relmsg.broker.acks import Ack, Acks, Nack
 from relmsg.broker.answer import answer, really_cancelled, reply_code, why_closed
 from relmsg.broker.connection import Connection
 from relmsg.broker.delivery import Delivery as Delivery
+from relmsg.broker.notes import Notes
 from relmsg.broker.receiving import Receiving, ack_frames
 from relmsg.broker.tap import Tap
 from relmsg.broker.wire import received
@@ -271,6 +273,7 @@ class _Channel:
         self._writing: asyncio.Task[None] | None = None
         self._tag: str | None = None
         self._last: Message | None = None
+        self._notes = Notes(queue)
 
     @property
     def is_open(self) -> bool:
@@ -337,30 +340,17 @@ class _Channel:
 
     async def _note(self, raw: DeliveredMessage) -> None:
         """A delivery that aiormq has read."""
-        said = raw.header.properties
-        self._arrived(
-            raw.delivery_tag or 0,
-            bool(raw.redelivered),
-            received(raw),
-            said.expiration or None,
-            said.user_id or None,
-            None,
-        )
+        properties = raw.header.properties
+        cluster_id = properties.cluster_id or None
+        remarks = None if cluster_id is None else Remarks(cluster_id=cluster_id)
+        self._arrived(raw.delivery_tag or 0, received(raw), properties.expiration or None, remarks)
 
-    def _arrived(
-        self,
-        tag: int,
-        redelivered: bool,
-        message: Message,
-        expiration: str | None,
-        user_id: str | None,
-        fault: Exception | None,
-    ) -> None:
+    def _arrived(self, tag: int, message: Message, expiration: str | None, remarks: Remarks | None) -> None:
         self._acks.came(tag)
         self._last = message
-        came = Delivery(
-            message, self.queue, self, tag, redelivered=redelivered, expiration=expiration, user_id=user_id, fault=fault
-        )
+        came = Delivery(message, self.queue, self, tag, expiration=expiration, remarks=remarks)
+        if remarks is not None and remarks.altered and remarks.fault is None:
+            self._notes.tell(message, remarks.altered)
         self._deliver(came)
 
     def _write(self, acks: Sequence[Ack | Nack]) -> None:

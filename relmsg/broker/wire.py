@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
+from relmsg.amqp.encode_table import encode_table
+from relmsg.amqp.moved_ids import MOVED_CORRELATION_ID, MOVED_MESSAGE_ID, id_in
+from relmsg.amqp.times import number_of, span_of
 from relmsg.broker import encode
 from relmsg.broker.encode import KEY_HEADER, content_header, method_frame, table
 from relmsg.broker.envelope import Envelope
@@ -69,13 +71,30 @@ def publication(envelope: Envelope, headers: bytes | None = None, *, user_id: st
 
 
 def copy_of(message_id: str, exchange: str, routing_key: str, properties: Basic.Properties, body: bytes) -> Publication:
-    """The publish of a message that was received, with exactly these properties.
+    """The publish of a message that was received, with exactly these properties and this id.
 
     :raises InvalidMessage: it cannot be encoded.
     """
     try:
         method_frame(0, exchange, routing_key)
-        header = ContentHeader(properties=properties, body_size=len(body)).marshal()
+        timestamp = properties.timestamp
+        header = content_header(
+            len(body),
+            message_id=message_id,
+            delivery_mode=properties.delivery_mode,
+            priority=properties.priority,
+            content_type=properties.content_type,
+            content_encoding=properties.content_encoding,
+            table=encode_table(properties.headers) if properties.headers else b"",
+            correlation_id=properties.correlation_id,
+            reply_to=properties.reply_to,
+            expiration=properties.expiration,
+            timestamp=number_of(timestamp) if isinstance(timestamp, datetime) else None,
+            type=properties.message_type,
+            user_id=properties.user_id,
+            app_id=properties.app_id,
+            cluster_id=properties.cluster_id,
+        )
     except Exception as error:
         raise _not_encodable(message_id, error) from error
     return Publication(message_id, exchange, routing_key, header, body)
@@ -106,11 +125,15 @@ def received(delivered: DeliveredMessage) -> Message:
         routing_key=delivered.routing_key or "",
         ordering_key=key if isinstance(key, str) and key else None,
         headers=headers,
-        id=props.message_id or "",
+        id=id_in(headers, MOVED_MESSAGE_ID) or props.message_id or "",
         source=props.app_id,
         content_type=props.content_type,
         content_encoding=props.content_encoding,
-        correlation_id=props.correlation_id,
+        correlation_id=id_in(headers, MOVED_CORRELATION_ID) or props.correlation_id,
         reply_to=props.reply_to,
+        expiration=span_of(props.expiration),
         timestamp=props.timestamp if isinstance(props.timestamp, datetime) else None,
+        priority=props.priority,
+        user_id=props.user_id or None,
+        redelivered=bool(delivered.redelivered),
     )

