@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from relmsg.errors import SettingsError
 
 CONNECT_SECONDS = 10.0
+
+# For sessions whose statements are transactions of their own: whatever the database or role has as its default. As
+# serializable transactions the reads of a relay would make the commits of publishers fail.
+READ_COMMITTED = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 
 def normalised(url: str | URL) -> URL:
@@ -33,7 +37,8 @@ def normalised(url: str | URL) -> URL:
 def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     """An engine for ``postgresql://`` or ``postgresql+asyncpg://``; options are those of ``create_async_engine``.
 
-    A connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
+    Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
+    connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
     ``application_name``. Nothing is connected yet.
 
     :raises SettingsError: for a URL of another kind.
@@ -41,12 +46,21 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     parsed = normalised(url)
     query = dict(parsed.query)
     name = query.pop("application_name", "relmsg")
+    options.setdefault("isolation_level", "READ COMMITTED")
     connect_args: dict[str, Any] = dict(options.pop("connect_args", {}))
     connect_args.setdefault("timeout", CONNECT_SECONDS)
     connect_args["server_settings"] = {"application_name": str(name)} | dict(connect_args.get("server_settings", {}))
     if "timeout" in query:
         connect_args.pop("timeout")
     return create_async_engine(parsed.set(query=query), connect_args=connect_args, **options)
+
+
+def read_committed_sessions(engine: AsyncEngine) -> None:
+    """Have every new connection of an engine say READ COMMITTED for all that it does, also in AUTOCOMMIT."""
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connected(connection: Any, _: object) -> None:
+        connection.run_async(lambda raw: raw.execute(READ_COMMITTED))
 
 
 def place(url: str | URL) -> str:

@@ -161,6 +161,21 @@ def translate(error: BaseException, url: str | URL | None = None) -> RelmsgError
     return None
 
 
+def waited_for(error: BaseException) -> DatabaseAway | None:
+    """DatabaseAway for a failure of a statement of ours that passes without a change to relmsg; otherwise None.
+
+    A process that runs by itself waits for all of these: a server that is away, another transaction in the way, a
+    trigger or setting of the user's, and a permission that was taken away. None is left for a statement that is wrong,
+    and for what tells nothing of the database: both are bugs.
+    """
+    meant = translate(error)
+    if isinstance(meant, DatabaseAway):
+        return meant
+    if meant is None and failure_kind(error) in (None, OURS):
+        return None
+    return DatabaseAway(str(meant or f"PostgreSQL refuses a statement of relmsg: {_line(error)}"))
+
+
 @contextmanager
 def translated(url: str | URL | None = None) -> Iterator[None]:
     """Raise what ``translate`` makes of an exception in its place, with the exception as its cause."""

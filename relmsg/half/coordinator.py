@@ -81,11 +81,21 @@ class Coordinator:
         self._beat_at = self._clock.monotonic()
         self._database = Outage("PostgreSQL")
         self._subscriber: Subscriber | None = None
+        self._intake: Intake | None = None
 
     def live(self) -> str | None:
-        """None while the event loop turns, otherwise what is wrong; the process should then be restarted."""
+        """None while the coordinator works, otherwise what is wrong; the process should then be restarted.
+
+        Wrong is an event loop that has not turned for a minute. Wrong is also that deliveries are here and none was
+        settled for a minute, though no service is away.
+        """
         still = self._clock.monotonic() - self._beat_at
-        return None if still < STUCK_SECONDS else f"the coordinator's loop has not turned for {still:.0f} s"
+        if still >= STUCK_SECONDS:
+            return f"the coordinator's loop has not turned for {still:.0f} s"
+        stuck = self._intake.stuck_seconds() if self._intake is not None else 0.0
+        if stuck >= STUCK_SECONDS:
+            return f"half messages are here and none was settled for {stuck:.0f} s, though no service is away"
+        return None
 
     def ready(self) -> str | None:
         """None while half messages are taken in and the database is there, otherwise what is wrong."""
@@ -127,7 +137,7 @@ class Coordinator:
             errors = ErrorExchange(publishing, ERROR_EXCHANGE)
             stack.push_async_callback(errors.close)
             await _declare(publishing, errors)
-            intake = Intake(
+            intake = self._intake = Intake(
                 store,
                 channel,
                 errors,
@@ -136,6 +146,7 @@ class Coordinator:
                 committed=self._committed,
                 max_body_bytes=self._settings.max_body_bytes,
                 lines=LINES,
+                clock=self._clock,
                 chance=self._chance,
             )
             checks = Checks(store, publishing, channel, metrics=self.metrics, chance=self._chance, postpone=every)
@@ -173,7 +184,8 @@ class Coordinator:
         others = [asyncio.create_task(duty) for duty in duties]
         stopped = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({stopped, taking, *others}, return_when=asyncio.FIRST_COMPLETED)
+            ended_first, _ = await asyncio.wait({stopped, taking, *others}, return_when=asyncio.FIRST_COMPLETED)
+            by_itself = [task for task in ended_first if task is not stopped and not stop.is_set()]
             await subscriber.stop()
             intake.stop()
             await asyncio.wait({taking}, timeout=self._settings.drain)
@@ -187,6 +199,8 @@ class Coordinator:
                 raise error.exceptions[0]
             if isinstance(error, Exception):
                 raise error
+        for task in by_itself:  # no duty ends by itself; without it the others would wait for ever
+            raise RuntimeError(f"a duty of the coordinator has ended by itself: {task.get_coro()!r}")
 
     async def _check(self, checks: Checks) -> None:
         await checks.scan(max(1, round(self._settings.half_check_rate * self._scan_every)))

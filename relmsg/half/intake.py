@@ -11,13 +11,15 @@ from dataclasses import dataclass
 
 from sqlalchemy.exc import DBAPIError
 
+from relmsg.broker.answer import really_cancelled
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.envelope import Envelope
 from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import publication
-from relmsg.errors import DatabaseAway, RelmsgError
+from relmsg.clock import Clock, SystemClock
+from relmsg.errors import BrokerAway, DatabaseAway, RelmsgError
 from relmsg.failpoint import reach
 from relmsg.half import protocol
 from relmsg.half.half import Half
@@ -63,6 +65,7 @@ class Intake:
         committed: Callable[[], None],
         max_body_bytes: int,
         lines: int,
+        clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
         self._store = store
@@ -76,10 +79,22 @@ class Intake:
         self._chance = chance
         self._lines: list[asyncio.Queue[Delivery | None]] = [asyncio.Queue() for _ in range(lines)]
         self._stopping = asyncio.Event()
+        self._clock = clock or SystemClock()
+        self._here = 0
+        self._moved_at = self._clock.monotonic()
+
+    def stuck_seconds(self) -> float:
+        """For how long deliveries have been here and none was settled; 0 while a service that they need is away."""
+        if not self._here or self._database.reason is not None or self._error_queue.reason is not None:
+            return 0.0
+        return self._clock.monotonic() - self._moved_at
 
     def put(self, delivery: Delivery) -> None:
         """Note a delivery, and nothing more: the caller is the connection."""
         if not self._stopping.is_set():
+            if not self._here:
+                self._moved_at = self._clock.monotonic()
+            self._here += 1
             self._lines[hash(line_of(delivery)) % len(self._lines)].put_nowait(delivery)
 
     async def run(self) -> None:
@@ -97,6 +112,8 @@ class Intake:
     async def _work(self, line: asyncio.Queue[Delivery | None]) -> None:
         while (delivery := await line.get()) is not None and not self._stopping.is_set():
             await self._settle(delivery)
+            self._here -= 1
+            self._moved_at = self._clock.monotonic()
 
     async def _settle(self, delivery: Delivery) -> None:
         """Try until it is carried out, or is not ours any more."""
@@ -108,6 +125,10 @@ class Intake:
                 self._database.began(delivery, error)
             except _NotTaken as error:
                 self._error_queue.began(delivery, error)
+            except asyncio.CancelledError:
+                if really_cancelled():
+                    raise
+                self._error_queue.began(delivery, BrokerAway("the connection to RabbitMQ was lost"))
             else:
                 if await delivery.ack():
                     reach("coordinator.after_ack")

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.broker.envelope import Envelope
+from relmsg.database import read_committed_sessions
 from relmsg.db.deadline import answering
-from relmsg.db.failures import FailureKind, brief, failure_kind
+from relmsg.db.failures import brief, failure_kind, sqlstate
 from relmsg.errors import DatabaseAway
 from relmsg.half import statements as sql
 from relmsg.half.half import MILLISECOND, Half
@@ -21,6 +23,10 @@ from relmsg.half.state import DECIDES, HalfState, Resolution
 from relmsg.schema import DEFAULT_SCHEMA, quoted
 
 ANSWER_SECONDS = 30.0
+# Classes of SQLSTATE that refuse the values of one message and no other: data exceptions, constraints, views with a
+# condition, sizes, and what a trigger of the user's says without a code of its own. Of everything else that a trigger
+# or setting raises the message knows nothing.
+ABOUT_THE_VALUES = {"22", "23", "44", "54", "P0"}
 
 
 class Decided(NamedTuple):
@@ -63,9 +69,11 @@ class HalfStore:
 
     :param check_after: and the other two: what holds for a half message that says nothing of its own.
 
-    :raises DatabaseAway: from every method; the database is not there, or not fit to do it, and whether the statement
-        took effect is unknown. Doing it again is right: each of them may be repeated.
-    :raises DBAPIError: from ``prepare``; PostgreSQL can never store this message.
+    :raises DatabaseAway: from every method; the database is not there, or not fit to do it, or a setting or trigger
+        stands in the way, and whether the statement took effect is unknown. Doing it again is right: each of them may
+        be repeated.
+    :raises DBAPIError: from the methods that are given a delivery's own values; PostgreSQL refuses those, and will
+        always.
     """
 
     def __init__(
@@ -77,6 +85,7 @@ class HalfStore:
         check_every: timedelta = timedelta(seconds=30),
         max_checks: int = 15,
     ) -> None:
+        read_committed_sessions(engine)
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._names = {"half": quoted(schema, "half_message"), "outbox": quoted(schema, "outbox_message")}
         self._defaults = (check_after, check_every, max_checks)
@@ -93,7 +102,9 @@ class HalfStore:
             every if half.check_every is None else half.check_every,
             most if half.max_checks is None else half.max_checks,
         )
-        found = await self._run(sql.PREPARE, half.half_id, half.group, half.user_id, *_columns(half.envelope), *times)
+        found = await self._run_for(
+            sql.PREPARE, half.half_id, half.group, half.user_id, *_columns(half.envelope), *times
+        )
         if not found:
             decided = await self._standing(half.half_id, half.group, half.user_id)
             return decided or await self.prepare(half)
@@ -119,11 +130,11 @@ class HalfStore:
         """
         state, answer = DECIDES[resolution], None if check is None else resolution.value.lower()
         while True:
-            if await self._run(sql.DECIDE, half_id, group, user_id, state.value, by, check or 0, answer):
+            if await self._run_for(sql.DECIDE, half_id, group, user_id, state.value, by, check or 0, answer):
                 return Decided(state, changed=True)
             decided = await self._standing(half_id, group, user_id)
             if decided is None and is_prepared:
-                if await self._run(sql.KEEP, half_id, group, user_id, state.value, by):
+                if await self._run_for(sql.KEEP, half_id, group, user_id, state.value, by):
                     return Decided(state, changed=True)
                 continue
             if decided is None:
@@ -133,7 +144,7 @@ class HalfStore:
 
     async def received(self, half_id: UUID, check: int, *, group: str, user_id: str | None) -> Decided:
         """A member of the group has this check."""
-        if await self._run(sql.RECEIVED, half_id, group, user_id, check):
+        if await self._run_for(sql.RECEIVED, half_id, group, user_id, check):
             return Decided(HalfState.PREPARED, changed=True)
         return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
 
@@ -142,7 +153,7 @@ class HalfStore:
         if answer in (Answer.COMMIT, Answer.ROLLBACK):
             resolution, by = Resolution(answer.name), f"checker {group}"
             return await self.decide(half_id, resolution, group=group, user_id=user_id, by=by, check=check)
-        if await self._run(sql.UNKNOWN, half_id, group, user_id, check, answer.value):
+        if await self._run_for(sql.UNKNOWN, half_id, group, user_id, check, answer.value):
             return Decided(HalfState.PREPARED, changed=True)
         return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
 
@@ -179,7 +190,7 @@ class HalfStore:
 
     async def _standing(self, half_id: UUID, group: str, user_id: str | None) -> Decided | None:
         """How it stands, and whether this group may speak about it; None if there is none."""
-        found = await self._run(sql.LOOK, half_id)
+        found = await self._run_for(sql.LOOK, half_id)
         if not found:
             return None
         row = found[0]
@@ -191,17 +202,31 @@ class HalfStore:
         return Decided(HalfState(row.state), refusal)
 
     async def _run(self, statement: str, *values: object) -> Sequence[Any]:
+        """The rows of a statement that has no values of a delivery."""
         try:
-            async with answering(ANSWER_SECONDS), self._engine.connect() as connection:
-                result = await connection.exec_driver_sql(statement.format(**self._names), values)
-                return result.all() if result.returns_rows else ()
-        except DatabaseAway:
-            raise
+            return await self._execute(statement, values)
         except Exception as error:
-            # What the database refuses for the message's sake is told as it is; all else is its state, and passes.
-            if failure_kind(error) in (None, FailureKind.THEIRS):
+            if failure_kind(error) is None or isinstance(error, DatabaseAway):
                 raise
             raise DatabaseAway(brief(error)) from error
+
+    async def _run_for(self, statement: str, *values: object) -> Sequence[Any]:
+        """The rows of a statement with the values of a delivery, which PostgreSQL may refuse for their own sake."""
+        try:
+            return await self._execute(statement, values)
+        except DBAPIError as error:
+            if (sqlstate(error) or "")[:2] in ABOUT_THE_VALUES:
+                raise
+            raise DatabaseAway(brief(error)) from error
+        except Exception as error:
+            if failure_kind(error) is None or isinstance(error, DatabaseAway):
+                raise
+            raise DatabaseAway(brief(error)) from error
+
+    async def _execute(self, statement: str, values: Sequence[object]) -> Sequence[Any]:
+        async with answering(ANSWER_SECONDS), self._engine.connect() as connection:
+            result = await connection.exec_driver_sql(statement.format(**self._names), tuple(values))
+            return result.all() if result.returns_rows else ()
 
 
 def _columns(envelope: Envelope) -> tuple[object, ...]:

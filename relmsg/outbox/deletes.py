@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from relmsg.clock import Clock
 from relmsg.errors import DatabaseAway
 from relmsg.failpoint import reach
-from relmsg.outbox.metrics import Progress
+from relmsg.outage import Outage
 from relmsg.outbox.pending import Pending
+from relmsg.outbox.progress import Progress
 from relmsg.outbox.row import Row
 from relmsg.outbox.store import OutboxStore
 
@@ -28,7 +29,16 @@ class Deletes:
     ``pending.confirmed`` is at its limit.
     """
 
-    def __init__(self, store: OutboxStore, pending: Pending, *, progress: Progress, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: OutboxStore,
+        pending: Pending,
+        *,
+        progress: Progress,
+        clock: Clock,
+        database: Outage | None = None,
+    ) -> None:
+        self._database = database or Outage("PostgreSQL")
         self._store = store
         self._pending = pending
         self._progress = progress
@@ -61,8 +71,10 @@ class Deletes:
             while True:
                 try:
                     await self._store.delete(ids)
+                    self._database.ended(self)
                     break
-                except DatabaseAway:
+                except DatabaseAway as error:
+                    self._database.began(self, error)
                     await self._clock.sleep(RETRY_SECONDS)
             reach("relay.after_delete")
             self._pending.deleted(ids)

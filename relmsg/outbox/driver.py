@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from relmsg.db.failures import translate
+from relmsg.broker.answer import really_cancelled
+from relmsg.database import READ_COMMITTED
+from relmsg.db.failures import waited_for
 from relmsg.errors import DatabaseAway
-from relmsg.outage import Outage
 
 PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
 PLANNED_ONCE = (
@@ -27,8 +28,7 @@ class Driver:
     """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
 
     After an error the connection is thrown away and the next statement gets a new one. Every statement has a deadline:
-    asyncpg itself would wait for ever for a server that is frozen. That the database is away is logged by the
-    ``outage``, which drivers may share, not by those who ask.
+    asyncpg itself would wait for ever for a server that is frozen.
 
     ``planning`` is PLANNED_EACH_TIME: a statement that was planned for an empty table would otherwise keep a sequential
     scan when thousands of rows arrive (performance.md, plan-cache trap), and compiling what is planned anew each time
@@ -41,12 +41,10 @@ class Driver:
         engine: AsyncEngine,
         *,
         deadline: float = 30.0,
-        outage: Outage | None = None,
         planning: str = PLANNED_EACH_TIME,
     ) -> None:
         self._engine = engine
         self._planning = planning
-        self._outage = outage or Outage("PostgreSQL")
         self._deadline = deadline
         self._connection: AsyncConnection | None = None
         self._raw: Any = None
@@ -55,30 +53,28 @@ class Driver:
     async def fetch(self, sql: str, *args: object) -> Sequence[Any]:
         """The rows of a statement.
 
-        :raises DatabaseAway: there is no connection, it was lost, or no answer came in time.
+        :raises DatabaseAway: there is no connection, it was lost, no answer came in time, or the server refuses the
+            statement for a reason that passes (``waited_for``).
         """
         async with self._lock:
             try:
                 async with asyncio.timeout(self._deadline):
                     raw = self._raw or await self._connect()
                     records: Sequence[Any] = await raw.fetch(sql, *args)
-            except asyncio.CancelledError:
+            except asyncio.CancelledError as error:
                 await self._drop()
-                raise
+                if really_cancelled():
+                    raise
+                raise DatabaseAway("the connection to PostgreSQL was lost") from error
             except TimeoutError as error:
                 await self._drop()
-                away = DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s")
-                self._outage.began(self, away)
-                raise away from error
+                raise DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s") from error
             except Exception as error:
                 await self._drop()
-                meant = translate(error)
-                if isinstance(meant, DatabaseAway):
-                    self._outage.began(self, meant)
+                meant = waited_for(error)
                 if meant is None or meant is error:
                     raise
                 raise meant from error
-            self._outage.ended(self)
             return records
 
     async def close(self) -> None:
@@ -89,7 +85,7 @@ class Driver:
     async def _connect(self) -> Any:
         self._connection = await self._engine.connect()
         self._raw = (await self._connection.get_raw_connection()).driver_connection
-        await self._raw.execute(self._planning)
+        await self._raw.execute(f"{READ_COMMITTED}; {self._planning}")
         return self._raw
 
     async def _drop(self) -> None:

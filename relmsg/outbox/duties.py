@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from relmsg.broker.connection import Connection
 from relmsg.clock import Clock
+from relmsg.db.failures import is_away
 from relmsg.errors import DatabaseAway
-from relmsg.outbox.metrics import Progress, RelayMetrics
+from relmsg.outage import Outage
+from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pending import Pending
+from relmsg.outbox.progress import Progress
 from relmsg.outbox.reader import Reader
 from relmsg.outbox.slots import Slots
 from relmsg.outbox.store import OutboxStore
+
+log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 1.0
 MEASURE_SECONDS = 2.0
@@ -31,6 +37,7 @@ class Duties:
         *,
         metrics: RelayMetrics,
         progress: Progress,
+        database: Outage,
         clock: Clock,
         wake: Callable[[], None],
     ) -> None:
@@ -41,6 +48,7 @@ class Duties:
         self._publishing = publishing
         self._metrics = metrics
         self._progress = progress
+        self._database = database
         self._clock = clock
         self._wake = wake
         self._leaving: frozenset[int] = frozenset()
@@ -60,8 +68,9 @@ class Duties:
                 if free:
                     await self._slots.release(free)
                     self._leaving -= frozenset(free)
-            except DatabaseAway:
-                pass  # told by the driver; the lease runs on
+                self._database.ended(self)
+            except DatabaseAway as error:
+                self._database.began(self, error)  # the lease runs on
             self._wake()
             await self._clock.sleep(KEEP_SECONDS)
 
@@ -74,6 +83,7 @@ class Duties:
         or something again, is seen at once.
         """
         count_at = oldest_at = 0.0
+        told = False
         while True:
             self._metrics.blocked.set(self._publishing.blocked_seconds)
             self._metrics.reconnects.set(self._publishing.reconnects)
@@ -92,8 +102,12 @@ class Duties:
                     self._metrics.backlog.set(self._progress.backlog)
                     self._metrics.parked.set(parked)
                     count_at = self._after(now)
-            except DatabaseAway:
-                pass
+                told = False
+            except DatabaseAway as error:
+                # Messages are sent all the same. What keeps them too is told by those who send.
+                if not told and not is_away(error.__cause__ or error):
+                    log.warning("what waits cannot be counted for now: %s", error)
+                    told = True
             await self._clock.sleep(MEASURE_SECONDS)
 
     def _waits(self, oldest: float | None) -> None:

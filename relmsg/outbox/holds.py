@@ -35,6 +35,7 @@ class Holds:
     def __init__(self, chance: Callable[[], float] = random.random) -> None:
         self.version = 0  # changes with the set of destinations: a read that began before was told other ones
         self._holds: dict[Destination, Hold] = {}
+        self._by_row: dict[int, Hold] = {}
         self._chance = chance
 
     def __len__(self) -> int:
@@ -61,12 +62,18 @@ class Holds:
         wait = min(MOST_SECONDS, FIRST_SECONDS * 2.0 ** min(failures - 1, 30))
         until = now + wait / 2 + full_jitter(1, wait / 2, wait / 2, self._chance)
         hold = Hold(destination, probe, reason, until, failures)
-        self._holds[destination] = hold
+        self._holds[destination] = self._by_row[probe.id] = hold
         return hold
+
+    def of(self, row: Row) -> Hold | None:
+        """The hold whose probe this row is."""
+        hold = self._by_row.get(row.id)
+        return hold if hold is not None and hold.row is row else None
 
     def release(self, hold: Hold) -> None:
         """The destination leads somewhere again, or its probe is gone."""
         self.version += self._holds.pop(hold.destination, None) is not None
+        self._by_row.pop(hold.row.id, None)
 
     def due(self, now: float) -> Hold | None:
         """The hold that should be probed first, if any is due."""

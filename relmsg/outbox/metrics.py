@@ -1,4 +1,4 @@
-"""What a relay tells Prometheus, and whether it gets anywhere."""
+"""What a relay tells Prometheus."""
 
 from __future__ import annotations
 
@@ -48,20 +48,3 @@ class RelayMetrics:
         """Count the receipts of a batch."""
         for kind, number in Counted(map(type, receipts)).items():
             self.receipts.labels(kind.__name__.lower()).inc(number)
-
-
-class Progress:
-    """Whether a relay gets anywhere: an empty outbox, or a message confirmed not long ago."""
-
-    def __init__(self, now: float, *, stall_seconds: float = 30.0) -> None:
-        self._stall = stall_seconds
-        self._moved_at = now
-        self.backlog = 0
-
-    def moved(self, now: float) -> None:
-        """A message was confirmed, or nothing waits."""
-        self._moved_at = now
-
-    def stalled(self, now: float) -> bool:
-        """Messages wait, and none was confirmed for the stall time."""
-        return self.backlog > 0 and now - self._moved_at > self._stall

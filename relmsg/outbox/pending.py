@@ -16,7 +16,8 @@ class Pending:
 
     Holds: of one ordering key at most one row is out at a time, the one with the smallest id that is known; the others
     stand in its lane. A row is here exactly once, from ``admit`` to ``confirm`` or ``forget``; the id of a confirmed
-    row stays known until ``deleted``, so that it is not read again before its delete is done.
+    row stays known until ``deleted``, and that of one to be parked until ``parked``, so that neither is read again
+    before it is written. A row whose slot was lost while it was out is never made ready again.
 
     A lane takes ``lane_room`` rows and no more. The key is *hot* then: later rows of it are refused, and the reader
     fetches them by ``refill``. At most HOT_PER_SLOT keys of a slot are hot, then the slot is ``crowded``.
@@ -32,13 +33,16 @@ class Pending:
         self._unproven: OrderedDict[int, int] = OrderedDict()
         self._hot = HotKeys()
         self._confirmed: dict[int, int] = {}
+        self._parking: dict[int, int] = {}
+        self._lost: set[int] = set()
+        self._unread: set[int] = set()
         self._in_slot: Counter[int] = Counter()
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, row: Row) -> bool:
-        return row.id in self._rows
+        return self._rows.get(row.id) is row
 
     @property
     def ready(self) -> int:
@@ -58,10 +62,11 @@ class Pending:
     def known_above(self, lows: Mapping[int, int]) -> list[int]:
         """The ids that a read above these ids of their slots has to leave out.
 
-        They are of the rows in memory, and of those that are confirmed and not yet deleted.
+        They are of the rows in memory, and of those whose delete or parking is not yet written.
         """
         known = [row.id for row in self._rows.values() if row.id > lows.get(row.slot, NEVER)]
-        known += [row_id for row_id, slot in self._confirmed.items() if row_id > lows.get(slot, NEVER)]
+        for settled in (self._confirmed, self._parking):
+            known += [row_id for row_id, slot in settled.items() if row_id > lows.get(slot, NEVER)]
         return known
 
     @property
@@ -70,7 +75,7 @@ class Pending:
         return self._hot
 
     def in_slot(self, slot: int) -> int:
-        """How many rows of a slot are in memory."""
+        """How many rows of a slot are in memory, or to be parked."""
         return self._in_slot[slot]
 
     def crowded(self, slot: int) -> bool:
@@ -88,7 +93,7 @@ class Pending:
         A keyed row that is not ``proven`` waits until ``prove`` is told of its ``read``: a smaller id of its key may
         have become visible behind the reader's back.
         """
-        if row.id in self._rows or row.id in self._confirmed:
+        if row.id in self._rows or row.id in self._confirmed or row.id in self._parking:
             return
         key = row.ordering_key
         if key is None:
@@ -173,8 +178,12 @@ class Pending:
 
     def put_out(self, row: Row) -> None:
         """A row that was waiting is being sent after all."""
-        if row.id in self._rows:
+        if row in self:
             self._out.add(row.id)
+
+    def owns(self, row: Row) -> bool:
+        """Whether the row is still here and its slot was ours all the while: otherwise another relay may have it."""
+        return row in self and row.id not in self._lost
 
     def confirm(self, row: Row) -> None:
         """The row is at the broker: the next of its lane may go. Its id stays known until ``deleted``."""
@@ -186,9 +195,22 @@ class Pending:
         for row_id in ids:
             self._confirmed.pop(row_id, None)
 
+    def park(self, row_id: int, slot: int) -> None:
+        """A row that is to be parked; its id stays known until ``parked``."""
+        if row_id not in self._parking:
+            self._parking[row_id] = slot
+            self._in_slot[slot] += 1
+
+    def parked(self, ids: Iterable[int]) -> None:
+        """These rows are parked in the table."""
+        for row_id in ids:
+            slot = self._parking.pop(row_id, None)
+            if slot is not None:
+                self._in_slot[slot] -= 1
+
     def done(self, row: Row) -> None:
-        """The row is settled for good: the next of its lane may go."""
-        if row.id not in self._rows:
+        """The row is settled: the next of its lane may go."""
+        if row not in self:
             return
         self._remove(row)
         if row.ordering_key is None:
@@ -201,23 +223,29 @@ class Pending:
         del self._lanes[row.ordering_key]
 
     def again(self, row: Row) -> None:
-        """The row has to be sent again, before anything that came after it."""
-        if row.id in self._rows:
+        """The row has to be sent again, before anything that came after it; forgotten if its slot was lost."""
+        if row.id in self._lost:
+            self.forget(row)
+        elif row in self:
             self._out.discard(row.id)
             self._ready[row.id] = row
             self._ready.move_to_end(row.id, last=False)
 
     def keep_only(self, row: Row) -> None:
         """The row waits for its destination: it stays, those behind it in its lane are forgotten."""
+        if row not in self:
+            return
         self._out.discard(row.id)
-        if row.ordering_key is not None and row.id in self._rows:
+        if row.ordering_key is not None:
             self._hot.cool(row.ordering_key)
             self._cut_behind(self._lanes[row.ordering_key])
 
     def forget(self, row: Row) -> None:
         """Drop the row and its lane from memory; the table still has them."""
-        if row.id not in self._rows:
+        if row not in self:
             return
+        if row.id in self._lost:
+            self._unread.add(row.slot)
         if row.ordering_key is None:
             self._remove(row)
             return
@@ -226,9 +254,12 @@ class Pending:
             self._remove(waiting)
 
     def forget_slots(self, slots: Iterable[int]) -> None:
-        """Drop all rows of these slots that are not out."""
+        """Drop all rows of these slots that are not out; those that are out end with their answer."""
         gone = set(slots)
         self._hot.forget_slots(gone)
+        self._lost.update(row_id for row_id in self._out if self._rows[row_id].slot in gone)
+        self.parked([row_id for row_id, slot in self._parking.items() if slot in gone])
+        self._unread -= gone
         for row in list(self._rows.values()):
             if row.slot not in gone or row.id not in self._rows or row.id in self._out:
                 continue
@@ -237,6 +268,16 @@ class Pending:
                 self._cut_behind(lane)
             else:
                 self.forget(row)
+
+    def left_unread(self, slots: Iterable[int]) -> bool:
+        """Whether a row of these slots was left out by reads and then forgotten, as its slot had been lost meanwhile.
+
+        Asking ends it: the slots have to be read anew.
+        """
+        if not self._unread:
+            return False
+        left, self._unread = self._unread, set()
+        return not left.isdisjoint(slots)
 
     def forget_unproven(self) -> None:
         """Drop the rows that are not proven, and what is behind them: they will be read again, from the beginning."""
@@ -276,5 +317,6 @@ class Pending:
         self._ready.pop(row.id, None)
         self._unproven.pop(row.id, None)
         self._out.discard(row.id)
+        self._lost.discard(row.id)
         self._in_slot[row.slot] -= 1
         self.bytes -= len(row.publish.body)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from relmsg.clock import Clock
+from relmsg.errors import DatabaseAway
 from relmsg.failpoint import reach
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.hot import HotKey
 from relmsg.outbox.metrics import RelayMetrics
-from relmsg.outbox.pace import Pace
-from relmsg.outbox.page import MOST_BYTES, Page
+from relmsg.outbox.pace import PIECE_SECONDS, Pace
+from relmsg.outbox.page import MOST_BYTES, Malformed, Page
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions, Range, Round
 from relmsg.outbox.row import Row
@@ -27,7 +29,7 @@ STEP_SECONDS = 0.04  # less than it takes to send the batches that are in memory
 ROW_SECONDS = 10e-6  # what one row costs that is read; the rest of a read's time went by over those it left out
 CLOCK_STEP = timedelta(seconds=1)  # how far the database's clock may be set back without harm to this
 
-Park = Callable[[Sequence[tuple[int, str]]], Awaitable[None]]
+Park = Callable[[Sequence[Malformed]], Awaitable[None]]
 
 
 class Reader:
@@ -103,6 +105,9 @@ class Reader:
         """
         if not self.slots:
             return False
+        if self._pending.left_unread(self.slots):
+            self._pending.forget_unproven()
+            self._positions.rewind()
         if not self.slots <= self._began.keys():
             began = await self._store.now() - CLOCK_STEP
             self._began = {slot: self._began.get(slot, began) for slot in self.slots}
@@ -166,7 +171,7 @@ class Reader:
             return False
         proven = {each.slot for each in ranges if not self._positions.open(each.slot)}
         began = self._clock.monotonic()
-        with self._metrics.reads.time():
+        with self._metrics.reads.time(), self._paced(pace):
             page = await self._fetch(ranges)
         if page is None:
             return True
@@ -242,7 +247,7 @@ class Reader:
         if not ranges or self._pending.bytes >= 2 * MOST_BYTES:
             return False
         began = self._clock.monotonic()
-        with self._metrics.looks_back.time():
+        with self._metrics.looks_back.time(), self._paced(pace):
             page = await self._fetch(ranges)
         if page is None:
             return True
@@ -281,6 +286,18 @@ class Reader:
             reach("relay.after_read")
         return self._page(records)
 
+    @contextmanager
+    def _paced(self, pace: Pace | None) -> Iterator[None]:
+        """A piece that the database does not finish, as under a ``statement_timeout``, is followed by a smaller one."""
+        began = self._clock.monotonic()
+        try:
+            yield
+        except DatabaseAway:
+            now = self._clock.monotonic()
+            if pace is not None and now - began > PIECE_SECONDS:
+                pace.spent(now - began, now)
+            raise
+
     async def _admit(self, page: Page, proven: Collection[int]) -> None:
         for row, record in page.rows:
             self._pending.admit(
@@ -290,7 +307,7 @@ class Reader:
             )
         await self._set_aside(page.malformed)
 
-    async def _set_aside(self, malformed: Sequence[tuple[int, str]]) -> None:
+    async def _set_aside(self, malformed: Sequence[Malformed]) -> None:
         """Last of all: while it waits for the database, what was read may cease to be true."""
         if malformed:
             await self._park(malformed)

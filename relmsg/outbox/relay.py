@@ -23,6 +23,7 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
+from relmsg.db.failures import named
 from relmsg.errors import DatabaseAway
 from relmsg.migrate import require_current
 from relmsg.outage import Outage
@@ -31,9 +32,11 @@ from relmsg.outbox.driver import PLANNED_ONCE, Driver
 from relmsg.outbox.duties import Duties
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.listen import Listener
-from relmsg.outbox.metrics import Progress, RelayMetrics
+from relmsg.outbox.metrics import RelayMetrics
+from relmsg.outbox.notes import Notes
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
+from relmsg.outbox.progress import Health, Progress
 from relmsg.outbox.reader import Reader
 from relmsg.outbox.sender import Sender
 from relmsg.outbox.settle import Settler
@@ -44,6 +47,7 @@ from relmsg.settings import Settings
 log = logging.getLogger(__name__)
 
 MEASURE_DEADLINE = 600.0
+READ_PARTS = ("read", "read late", "step")
 
 
 class Relay:
@@ -71,14 +75,24 @@ class Relay:
         self._settings = settings
         self._clock = clock or SystemClock()
         self._progress = Progress(self._clock.monotonic(), stall_seconds=stall_seconds)
-        self._beat_at = self._clock.monotonic()
         self._pending = Pending()
         self._holds = Holds(chance)
         self._happened = asyncio.Event()
         self._hinted = False
         self.started = asyncio.Event()
         self._failure: BaseException | None = None
+        self._leaving = False
         self._database = Outage("PostgreSQL")
+        self._broker = Outage("RabbitMQ")
+        self._health = Health(
+            self._pending,
+            self._holds,
+            self._progress,
+            database=self._database,
+            broker=self._broker,
+            confirm_deadline=settings.confirm_deadline,
+            clock=self._clock,
+        )
 
     def wake(self) -> None:
         """Look for new rows now instead of at the next poll; safe to call at any time from the event loop."""
@@ -86,20 +100,17 @@ class Relay:
         self._happened.set()
 
     def live(self) -> str | None:
-        """None while the relay's loop turns, otherwise what is wrong; the process should then be restarted."""
-        still = self._clock.monotonic() - self._beat_at
-        return None if still < 60 else f"the relay's loop has not turned for {still:.0f} s"
+        """None while the relay works, otherwise what is wrong; the process should then be restarted.
+
+        Wrong is a loop that has not turned for a minute. Wrong is also that messages are due and no publish has ended
+        for a minute, though no service is away; what waits for a missing route is not due.
+        """
+        return self._health.live()
 
     def ready(self) -> str | None:
-        """None while messages move or none waits, otherwise what is wrong."""
-        if not self.started.is_set():
-            return "starting"
-        if self._database.reason is not None:
-            return self._database.reason
-        if self._progress.stalled(self._clock.monotonic()):
-            reasons = "; ".join(f"{hold.destination}: {hold.reason}" for hold in self._holds)
-            return f"{self._progress.backlog} messages wait and none gets through. {reasons}".strip()
-        return None
+        """None while messages that are due move, otherwise what is wrong. What waits for a missing route is not due:
+        ``relmsg_relay_held_destinations`` tells of it."""
+        return self._health.ready() if self.started.is_set() else "starting"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Relay until ``stop`` is set; then read nothing more, wait for the confirms in flight, settle them, and leave.
@@ -124,24 +135,32 @@ class Relay:
                 self._duties.keep_slots(),
                 self._duties.measure(),
                 self._settler.keep_probing(),
-                self._deletes.keep_deleting(),
+                self._notes.keep_writing(),
             ]
             if settings.listen:
                 listener = Listener(engine, self.wake, schema=settings.schema, hints=self.metrics.hints)
                 works.append(listener.run())
-            duties = [asyncio.create_task(work) for work in works]
+            deleting = asyncio.create_task(self._deletes.keep_deleting())
+            duties = [deleting, *(asyncio.create_task(work) for work in works)]
             for task in duties:
-                task.add_done_callback(self._ended)
+                task.add_done_callback(self._duty_ended)
             try:
-                await self._relay(stop)
-                await self._drain()
+                try:
+                    await self._relay(stop)
+                except Exception:
+                    await self._drain(deleting)
+                    raise
+                await self._drain(deleting)
                 self._raise_failure()
             finally:
+                self._leaving = True
                 left = (*duties, *self._sender.tasks)
                 for task in left:
                     task.cancel()
-                await asyncio.gather(*left, return_exceptions=True)
-            await self._resign()
+                try:
+                    await asyncio.gather(*left, return_exceptions=True)
+                finally:
+                    await self._resign()
 
     def _connect(self, purpose: str) -> Connection:
         name = f"{self._settings.relay_name} {purpose}"
@@ -151,10 +170,9 @@ class Relay:
         self, stack: AsyncExitStack, engine: AsyncEngine, publishing: Connection, probing: Connection
     ) -> None:
         settings = self._settings
-        outage = self._database
-        reader, writer = Driver(engine, outage=outage, planning=PLANNED_ONCE), Driver(engine, outage=outage)
-        measurer = Driver(engine, deadline=MEASURE_DEADLINE, outage=outage)
-        keeper = Driver(engine, deadline=settings.lease / 3, outage=outage)
+        reader, writer = Driver(engine, planning=PLANNED_ONCE), Driver(engine)
+        measurer = Driver(engine, deadline=MEASURE_DEADLINE)
+        keeper = Driver(engine, deadline=settings.lease / 3)
         for driver in (reader, writer, measurer, keeper):
             stack.push_async_callback(driver.close)
         self._store = OutboxStore(reader, writer, measurer, schema=settings.schema)
@@ -169,15 +187,23 @@ class Relay:
         )
         self._channel = ConfirmChannel(publishing, window=settings.window, deadline=settings.confirm_deadline)
         positions = Positions()
-        self._deletes = Deletes(self._store, self._pending, progress=self._progress, clock=self._clock)
+        self._publishing = publishing
+        self._deletes = Deletes(
+            self._store, self._pending, progress=self._progress, clock=self._clock, database=self._database
+        )
+        self._notes = Notes(self._store, self._pending, clock=self._clock, database=self._database)
         self._settler = Settler(
             self._store,
             self._pending,
             positions,
             self._holds,
             self._deletes,
+            self._notes,
             probing,
+            broker=self._broker,
+            owned=lambda: self._slots.owned,
             metrics=self.metrics,
+            progress=self._progress,
             clock=self._clock,
             deadline=settings.confirm_deadline,
             wake=self.wake,
@@ -187,6 +213,8 @@ class Relay:
             self._pending,
             self._holds,
             self._settler,
+            broker=self._broker,
+            progress=self._progress,
             batch=settings.batch,
             clock=self._clock,
             ended=self._ended,
@@ -210,6 +238,7 @@ class Relay:
             publishing,
             metrics=self.metrics,
             progress=self._progress,
+            database=self._database,
             clock=self._clock,
             wake=self.wake,
         )
@@ -221,7 +250,8 @@ class Relay:
         read_at = 0.0
         try:
             while not stop.is_set():
-                self._beat_at = now = self._clock.monotonic()
+                now = self._clock.monotonic()
+                self._health.turned(self._publishing)
                 self._happened.clear()
                 self._raise_failure()
                 self._reader.follow(self._duties.readable)
@@ -256,19 +286,31 @@ class Relay:
 
     async def _read(self) -> tuple[bool, int]:
         """Read, and send what was found; whether there may be more, and how many rows were sent."""
+        if not self._slots.owned:
+            for part in READ_PARTS:
+                self._database.ended(part)  # whether the database is away is told by who keeps the slots
+            return False, 0
         more, sent = False, 0
-        if self._slots.owned:
-            try:
-                more = await self._reader.read()
-                if sent := self._send():
+        part = READ_PARTS[0]
+        try:
+            for part in READ_PARTS:
+                match part:
+                    case "read":
+                        more |= await self._reader.read()
+                    case "read late":
+                        more |= await self._reader.read_late(busy=sent > 0)
+                    case _:
+                        more |= await self._reader.step()
+                self._database.ended(part)
+                self._health.turned()
+                self._reader.follow(self._duties.readable)  # a slot may have been lost meanwhile
+                if found := self._send():
+                    sent += found
                     await asyncio.sleep(0)  # until they are written: what follows takes the loop's time
-                more |= await self._reader.read_late(busy=sent > 0)
-                sent += self._send()
-                more |= await self._reader.step()
-                sent += self._send()
-            except DatabaseAway:
-                await self._clock.sleep(RETRY_SECONDS)
-                more = False
+        except DatabaseAway as error:
+            self._database.began(part, error)
+            await self._clock.sleep(RETRY_SECONDS)
+            more = False
         return more, sent
 
     def _send(self) -> int:
@@ -281,20 +323,31 @@ class Relay:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failure = error
 
+    def _duty_ended(self, task: asyncio.Task[None]) -> None:
+        """A duty ends when it is cancelled by us, and otherwise never: whoever waits for it would wait for ever."""
+        self._ended(task)
+        if not self._leaving and self._failure is None:
+            self._failure = RuntimeError(f"a duty of the relay has ended by itself: {task.get_coro()!r}")
+
     def _raise_failure(self) -> None:
         """A duty or a batch has failed unexpectedly: end here, and say so; the rows are sent by the next relay."""
         if self._failure is not None:
             raise self._failure
 
-    async def _drain(self) -> None:
+    async def _drain(self, deleting: asyncio.Task[None]) -> None:
+        """Wait for what is at the broker, and for the deletes while there is somebody who makes them."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain):
                 await self._sender.finished()
-                await self._deletes.finished()
+                finished = asyncio.create_task(self._deletes.finished())
+                try:
+                    await asyncio.wait({finished, deleting}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    finished.cancel()
 
     async def _resign(self) -> None:
         try:
             async with asyncio.timeout(5):
                 await self._slots.resign()
-        except (DatabaseAway, TimeoutError) as error:
-            log.warning("the slots could not be given back, they are free when the lease ends: %s", error)
+        except Exception as error:  # noqa: BLE001 - it must not hide what has ended the relay
+            log.warning("the slots could not be given back, they are free when the lease ends: %s", named(error))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
+from relmsg.broker.answer import really_cancelled
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.clock import Clock
-from relmsg.errors import BrokerAway
+from relmsg.errors import BrokerAway, RelmsgError
 from relmsg.outage import Outage
 from relmsg.outbox.holds import Holds
 from relmsg.outbox.pending import Pending
+from relmsg.outbox.progress import Progress
 from relmsg.outbox.row import Row
-from relmsg.outbox.settle import Settler
+from relmsg.outbox.settle import REFUSED, Settler
 
 WHOLE = 3  # batches in flight: the next is encoded and written while the broker works on the one before
 PARTIAL = 2  # and parts of batches, so that a few rows need not wait until they are many
@@ -35,6 +37,8 @@ class Sender:
         holds: Holds,
         settler: Settler,
         *,
+        broker: Outage,
+        progress: Progress,
         batch: int,
         clock: Clock,
         ended: Callable[[asyncio.Task[None]], None],
@@ -46,7 +50,8 @@ class Sender:
         self._batch = batch
         self._clock = clock
         self._ended = ended
-        self._outage = Outage("RabbitMQ")
+        self._broker = broker
+        self._progress = progress
         self._sending: dict[asyncio.Task[None], int] = {}
 
     @property
@@ -88,11 +93,20 @@ class Sender:
     async def _publish(self, rows: Sequence[Row]) -> None:
         try:
             receipts = await self._channel.publish([row.publish for row in rows])
-        except BrokerAway as error:
-            self._outage.began(self, error)
-            for row in reversed(rows):
-                self._pending.again(row)
-            await self._clock.sleep(RETRY_SECONDS)
+        except REFUSED as error:
+            await self._put_back(rows, error)
+        except asyncio.CancelledError:
+            if really_cancelled():
+                raise
+            await self._put_back(rows, BrokerAway("the connection to RabbitMQ was lost"))
         else:
-            self._outage.ended(self)
+            self._broker.ended(self)
             await self._settler.settle(rows, receipts, alone=False)
+
+    async def _put_back(self, rows: Sequence[Row], error: RelmsgError) -> None:
+        """Nothing was sent: the rows are ready again, and the broker is left alone for a moment."""
+        self._broker.began(self, error)
+        self._progress.answered(self._clock.monotonic())
+        for row in reversed(rows):
+            self._pending.again(row)
+        await self._clock.sleep(RETRY_SECONDS)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
+from relmsg.broker.answer import really_cancelled
 from relmsg.broker.confirm import publish_alone
 from relmsg.broker.connection import Connection
 from relmsg.broker.receipt import Nacked, NotConfirmed, Receipt, Unknown
 from relmsg.clock import Clock
-from relmsg.errors import BrokerAway, DatabaseAway
+from relmsg.errors import AccessRefused, BrokerAway, BrokerRefused, DatabaseAway
+from relmsg.outage import Outage
 from relmsg.outbox.consequence import ABOUT_THE_EXCHANGE, Consequence, consequence
-from relmsg.outbox.deletes import RETRY_SECONDS, Deletes
+from relmsg.outbox.deletes import Deletes
+from relmsg.outbox.hold_log import HoldLog
 from relmsg.outbox.holds import Hold, Holds
 from relmsg.outbox.metrics import RelayMetrics
+from relmsg.outbox.notes import Notes
+from relmsg.outbox.page import Malformed
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.positions import Positions
+from relmsg.outbox.progress import Progress
 from relmsg.outbox.row import Destination, Row
 from relmsg.outbox.store import OutboxStore
 
-log = logging.getLogger(__name__)
-
+REFUSED = (BrokerAway, AccessRefused, BrokerRefused)  # the broker cannot, or does not let us, take anything now
 SILENT_TRIES = 3  # a row that nobody answered for so often is tried alone: it may be what cuts the connection
 PROBE_SECONDS = 0.1
 CHANGED_SECONDS = 2.0  # how often to ask whether an operator has redirected, parked or dropped the row of a hold
@@ -40,9 +44,13 @@ class Settler:
         positions: Positions,
         holds: Holds,
         deletes: Deletes,
+        notes: Notes,
         alone: Connection,
         *,
+        broker: Outage,
+        owned: Callable[[], Container[int]],
         metrics: RelayMetrics,
+        progress: Progress,
         clock: Clock,
         deadline: float,
         wake: Callable[[], None],
@@ -52,11 +60,16 @@ class Settler:
         self._positions = positions
         self._holds = holds
         self._deletes = deletes
+        self._notes = notes
         self._alone = alone
+        self._owned = owned
         self._metrics = metrics
+        self._progress = progress
         self._clock = clock
         self._deadline = deadline
         self._wake = wake
+        self._log = HoldLog(clock)
+        self._broker = broker
         self._isolation = asyncio.Lock()
         self._changed_at = 0.0
 
@@ -66,15 +79,31 @@ class Settler:
         return self._isolation.locked()
 
     async def settle(self, rows: Sequence[Row], receipts: Sequence[Receipt], *, alone: bool) -> None:
-        """Carry out the consequence of each row's receipt."""
+        """Carry out the consequence of each row's receipt: first of those that are confirmed, which frees the next rows
+        of their keys, then of the others, for all of which the database is asked once."""
         confirmed: list[Row] = []
+        others: list[tuple[Row, Receipt, Consequence]] = []
+        for row, receipt in zip(rows, receipts, strict=True):
+            meant = consequence(receipt, alone=alone)
+            if meant is Consequence.DELETE:
+                confirmed.append(row)
+            else:
+                others.append((row, receipt, meant))
+        self._metrics.count(receipts)
+        self._progress.answered(self._clock.monotonic())
+        if confirmed:
+            self._deletes.add(confirmed)
+        if others:
+            await self._settle_others(others, alone=alone)
+
+    async def _settle_others(self, others: Sequence[tuple[Row, Receipt, Consequence]], *, alone: bool) -> None:
         suspects: list[Row] = []
         about_exchange = True
-        self._metrics.count(receipts)
-        for row, receipt in zip(reversed(rows), reversed(receipts), strict=True):
-            match consequence(receipt, alone=alone):
-                case Consequence.DELETE:
-                    confirmed.append(row)
+        for row, receipt, meant in reversed(others):  # so that the first is at the head again
+            if not self._pending.owns(row):
+                self._pending.forget(row)  # its slot was lost: another relay sends it
+                continue
+            match meant:
                 case Consequence.RESEND:
                     row.unanswered += 1
                     if row.unanswered % SILENT_TRIES == 0 and not alone:
@@ -86,29 +115,32 @@ class Settler:
                     suspects.append(row)
                     about_exchange &= getattr(receipt, "reply_code", None) in ABOUT_THE_EXCHANGE
                 case Consequence.HOLD_DESTINATION:
-                    await self._hold(row, row.destination, receipt)
+                    self._hold(row, row.destination, receipt)
                 case Consequence.HOLD_EXCHANGE:
-                    await self._hold(row, Destination(row.destination.exchange, None), receipt)
+                    self._hold(row, Destination(row.destination.exchange, None), receipt)
                 case Consequence.PARK:
-                    await self.park([(row.id, f"the broker refused it when it was sent alone: {_why(receipt)}")])
+                    why = f"the broker refused it when it was sent alone: {_why(receipt)}"
+                    self._notes.park([Malformed(row.id, row.slot, why)])
                     self._pending.done(row)
-        if confirmed:
-            self._deletes.add(confirmed[::-1])
+        await self._notes.write()
         if suspects:
             await self._isolate(suspects[::-1], about_exchange=about_exchange)
 
-    async def park(self, reasons: Sequence[tuple[int, str]]) -> None:
-        """Set rows aside, each with its reason; tried again until the database has taken it."""
-        for row_id, reason in reasons:
-            log.error("parked row %s of the outbox: %s", row_id, reason)
-        await self._surely(lambda: self._store.park(reasons))
+    async def park(self, rows: Sequence[Malformed]) -> None:
+        """Set rows aside, each with its reason."""
+        self._notes.park(rows)
+        await self._notes.write()
 
     async def keep_probing(self) -> None:
         """Send the probe of every hold when it is due; a destination that answers is released."""
         while True:
             await self._release_changed()
+            self._log.tell()
+            self._notes.tell()
             hold = self._holds.due(self._clock.monotonic())
-            if hold is None or self.isolating:
+            if hold is None or self.isolating or hold.row.slot not in self._owned():
+                if not self.isolating:
+                    self._broker.ended(self)
                 await self._clock.sleep(PROBE_SECONDS)
                 continue
             self._pending.put_out(hold.row)
@@ -124,10 +156,11 @@ class Settler:
         still = {Consequence.HOLD_EXCHANGE} if hold.destination.routing_key is None else {Consequence.HOLD_DESTINATION}
         if outcome not in still and outcome is not Consequence.RESEND:
             self._holds.release(hold)
-            log.info("%s is released", hold.destination)
+            self._log.released(hold.destination)
         if outcome is Consequence.RESEND:
             self._metrics.count([receipt])
-            await self._hold(hold.row, hold.destination, receipt)
+            self._hold(hold.row, hold.destination, receipt)
+            await self._notes.write()
         else:
             await self.settle([hold.row], [receipt], alone=True)
         if hold.destination not in self._holds:
@@ -148,7 +181,7 @@ class Settler:
         for hold in changed:
             self._holds.release(hold)
             self._pending.forget(hold.row)
-            log.info("%s is released: the row that was tried there was changed", hold.destination)
+            self._log.released(hold.destination)
         if changed:
             self._read_anew()
 
@@ -167,9 +200,9 @@ class Settler:
             sound: set[str] = set()
             cleared: list[Row] = []
             for row in suspects:
-                if self._holds.covers(row.destination):
+                if self._holds.covers(row.destination) or not self._pending.owns(row):
                     self._pending.forget(row)
-                elif row.destination.exchange in sound:
+                elif row.destination.exchange in sound or row.slot not in self._owned():
                     cleared.append(row)
                 else:
                     receipt = await self._publish_alone(row)
@@ -184,17 +217,26 @@ class Settler:
         self._wake()
 
     async def _publish_alone(self, row: Row) -> Receipt | None:
+        """What the broker says of one row; None where it could not be asked."""
         try:
-            return await publish_alone(self._alone, row.publish, deadline=self._deadline)
-        except BrokerAway as error:
-            log.warning("%s; trying again", error)
-            return None
+            receipt = await publish_alone(self._alone, row.publish, deadline=self._deadline)
+        except REFUSED as error:
+            self._broker.began(self, error)
+            receipt = None
+        except asyncio.CancelledError:
+            if really_cancelled():
+                raise
+            receipt = None
+        else:
+            self._broker.ended(self)
+        self._progress.answered(self._clock.monotonic())
+        return receipt
 
-    async def _hold(self, row: Row, destination: Destination, receipt: Receipt) -> None:
-        if row not in self._pending:
+    def _hold(self, row: Row, destination: Destination, receipt: Receipt) -> None:
+        if not self._pending.owns(row):
             return  # its slot has another owner by now
         now = self._clock.monotonic()
-        known = next((hold for hold in self._holds if hold.row is row), None)
+        known = self._holds.of(row)
         if known is None and self._holds.covers(destination):
             self._pending.forget(row)
             return
@@ -202,19 +244,8 @@ class Settler:
             self._holds.release(known)
         hold = self._holds.put(destination, row, _why(receipt), now)
         self._pending.keep_only(row)
-        log.warning("%s waits %.1f s: %s", hold.destination, hold.until - now, hold.reason)
-        attempts = 1 if isinstance(receipt, Nacked) else 0
-        await self._surely(lambda: self._store.note(row, hold.reason, attempts=attempts))
-
-    async def _surely(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Write, again and again, until the database has taken it: the broker's answer is known and stays true."""
-        while True:
-            try:
-                await write()
-            except DatabaseAway:
-                await self._clock.sleep(RETRY_SECONDS)
-            else:
-                return
+        self._log.waits(hold)
+        self._notes.waits(row, hold.reason, attempts=1 if isinstance(receipt, Nacked) else 0)
 
 
 def _why(receipt: Receipt) -> str:

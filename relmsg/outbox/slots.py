@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from relmsg.clock import Clock
+from relmsg.errors import DatabaseAway
 from relmsg.outbox.driver import Driver
 from relmsg.schema import SLOTS, quoted
 
@@ -99,8 +100,12 @@ class Slots:
     async def release(self, slots: Iterable[int]) -> None:
         """Give slots back; nothing of them may be at the broker any more."""
         gone = set(slots)
-        self._owned -= gone
-        await self._driver.fetch(self._sql["release"], self.owner, sorted(gone))
+        kept, self._owned = self._owned & gone, self._owned - gone
+        try:
+            await self._driver.fetch(self._sql["release"], self.owner, sorted(gone))
+        except DatabaseAway:
+            self._owned |= kept  # still ours, and to be given back
+            raise
 
     async def resign(self) -> None:
         """Give everything back and leave."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.holds import Hold
@@ -134,7 +134,10 @@ UPDATE {outbox_message} AS o SET parked_at = clock_timestamp(), attempts = o.att
 """
 
 # note: why a destination is held, told on its probe row only: one dead row version a probe, not one a message.
-NOTE = "UPDATE {outbox_message} SET last_error = $2, attempts = attempts + $3::int WHERE id = $1"
+NOTE = """
+UPDATE {outbox_message} AS o SET last_error = n.reason, attempts = o.attempts + n.attempts
+  FROM unnest($1::bigint[], $2::text[], $3::int[]) AS n(id, reason, attempts) WHERE o.id = n.id
+"""
 
 # unchanged: which of these rows still wait for the same destination; an operator may redirect, park or drop them.
 UNCHANGED = """
@@ -161,6 +164,14 @@ COUNT = """
 SELECT count(*) AS backlog, (SELECT count(*) FROM {outbox_message} WHERE parked_at IS NOT NULL) AS parked
   FROM {outbox_message} WHERE parked_at IS NULL AND slot = ANY ($1::smallint[])
 """
+
+
+class WaitReason(NamedTuple):
+    """Why a row waits, and how many attempts are to be added to its own."""
+
+    id: int
+    reason: str
+    attempts: int
 
 
 class OutboxStore:
@@ -273,11 +284,15 @@ class OutboxStore:
 
     async def park(self, reasons: Sequence[tuple[int, str]]) -> None:
         """Set rows aside, each with its reason."""
-        await self._writer.fetch(self._park, [row_id for row_id, _ in reasons], [reason for _, reason in reasons])
+        reasons = sorted(reasons)  # in id order, as the deletes
+        texts = [_storable(reason) for _, reason in reasons]
+        await self._writer.fetch(self._park, [row_id for row_id, _ in reasons], texts)
 
-    async def note(self, row: Row, reason: str, *, attempts: int) -> None:
-        """Write on a waiting row why it waits."""
-        await self._writer.fetch(self._note, row.id, reason, attempts)
+    async def note(self, reasons: Sequence[WaitReason]) -> None:
+        """Write on waiting rows why they wait."""
+        reasons = sorted(reasons)
+        ids, texts = [each.id for each in reasons], [_storable(each.reason) for each in reasons]
+        await self._writer.fetch(self._note, ids, texts, [each.attempts for each in reasons])
 
     async def unchanged(self, rows: Sequence[Row]) -> set[int]:
         """The ids of those rows that still wait in the table, for the same destination."""
@@ -297,3 +312,8 @@ class OutboxStore:
         """How many rows of these slots wait, and how many are parked in all; takes seconds where there are millions."""
         record = (await self._measurer.fetch(self._count, list(slots)))[0]
         return record["backlog"], record["parked"]
+
+
+def _storable(reason: str) -> str:
+    """A text as PostgreSQL takes it: a broker's or a row's own words may hold a NUL or a lone surrogate."""
+    return reason.replace("\0", "\\0").encode(errors="backslashreplace").decode()

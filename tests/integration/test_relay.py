@@ -22,6 +22,7 @@ from relmsg.settings import Settings
 from relmsg.testing import eventually
 from tests.support.broker import Broker
 from tests.support.databases import Databases
+from tests.support.proxy import Proxy
 from tests.support.relaying import emptied, relaying, waiting
 
 Sessions = async_sessionmaker[AsyncSession]
@@ -367,22 +368,51 @@ async def test_a_lost_connection_costs_nothing(
 async def test_ready_turns_false_when_nothing_gets_through(
     engine: AsyncEngine, sessions: Sessions, database_url: str, amqp_url: str, broker: Broker
 ) -> None:
-    """A relay with a non-empty outbox and no progress says so, names why, and recovers by itself."""
-    async with relaying(database_url, amqp_url, stall_seconds=0.5) as relay:
+    """A relay whose broker is away while messages are due says so, and recovers by itself."""
+    await broker.queue("q")
+    async with (
+        Proxy.before(amqp_url) as proxy,
+        relaying(database_url, proxy.through(amqp_url), stall_seconds=0.5) as relay,
+    ):
         assert relay.ready() is None
-        await commit(sessions, to("nowhere"))
+        await proxy.refuse()
+        proxy.reset()
+        await commit(sessions, to("q"))
 
         async def stalled() -> None:
-            assert "NO_ROUTE" in (relay.ready() or "")
+            assert "1 messages wait and none gets through" in (relay.ready() or "")
+            assert "RabbitMQ" in (relay.ready() or "")
 
-        await eventually(stalled)
+        await eventually(stalled, within=20)
         assert relay.live() is None
-        await broker.queue("nowhere")
+        await proxy.accept()
+        await emptied(engine)
 
         async def well() -> None:
             assert relay.ready() is None
 
         await eventually(well, within=20)
+
+
+async def test_what_waits_for_a_route_is_no_fault_of_the_relay(
+    engine: AsyncEngine, sessions: Sessions, database_url: str, amqp_url: str, broker: Broker
+) -> None:
+    """C8: a relay on which nothing but an unroutable message waits is ready; a metric tells of the destination."""
+    async with relaying(database_url, amqp_url, stall_seconds=0.2) as relay:
+        await commit(sessions, to("nowhere"))
+
+        async def held() -> None:
+            assert "NO_ROUTE" in (await reason(engine) or "")
+            assert relay.metrics.held._value.get() == 1
+            assert relay.metrics.backlog._value.get() == 1
+
+        await eventually(held)
+        for _ in range(10):  # for five times as long as a message may take
+            await asyncio.sleep(0.1)
+            assert relay.ready() is None
+        assert relay.live() is None
+        await broker.queue("nowhere")
+        await emptied(engine)
 
 
 async def test_what_is_wrong_at_the_start_is_told(database_url: str, amqp_url: str, databases: Databases) -> None:

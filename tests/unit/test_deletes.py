@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from relmsg.outbox.deletes import FEW, FEW_SECONDS, Deletes
-from relmsg.outbox.metrics import Progress
 from relmsg.outbox.pending import Pending
+from relmsg.outbox.progress import Progress
 from tests.unit.test_pending import row
 
 
