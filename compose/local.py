@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypedDict
+from urllib.parse import urlsplit
 
 if not __package__:  # run as a script: Python looks beside it for modules, and not in the repository
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -113,7 +115,9 @@ def _up(wanted: Wanted) -> int:
     ended = threading.Event()
     with _started(wanted) as services, handling(lambda *_: ended.set()):
         for name, value in services.environment.items():
-            print(f"{name}={value}", flush=True)
+            if name == AMQP_URL and urlsplit(value).path == "/":
+                value = value.removesuffix("/")  # most clients take a path of "/" for a vhost without a name
+            print(f"export {name}={shlex.quote(value)}", flush=True)
         if services.owned:
             print("running until Ctrl-C", file=sys.stderr, flush=True)
             ended.wait()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from socketserver import ThreadingMixIn
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +18,9 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from relmsg.errors import SettingsError
 from relmsg.settings import DEFAULT_PROBES
 
+DEADLINE_SECONDS = 5.0  # from the connection to the end of the answer
+MOST_SOCKETS = 32
+
 Verdict = Callable[[], str | None]
 """Returns None when all is well, otherwise what is not."""
 
@@ -23,6 +29,8 @@ class Probes:
     """Serves the three paths while entered. The address is ``host:port``; an empty one serves nothing, port 0 takes
     any that is free. If the *default* address is taken, as by another relmsg process on this machine, any free port
     is: two processes started without a word about probes must both run. An address of the caller's own is not bent.
+
+    A connection ends after five seconds, answered or not; there are 32 at most, the oldest makes room for a new one.
 
     /live answers 503 when the process should be restarted, /ready when it gets no work done; both say why.
 
@@ -76,7 +84,46 @@ class Probes:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, of which there are few and none is old: else whoever opens connections and says
+    nothing would take the process's file descriptors, and keep the prober out.
+    """
+
     daemon_threads = True
+    request_queue_size = MOST_SOCKETS
+
+    def __init__(self, *given: Any) -> None:
+        self._begun: dict[socket.socket, float] = {}  # the oldest first
+        self._lock = threading.Lock()
+        super().__init__(*given)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            while len(self._begun) >= MOST_SOCKETS:
+                self._cut(next(iter(self._begun)))
+            self._begun[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._begun.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Called twice a second."""
+        super().service_actions()
+        with self._lock:
+            latest = time.monotonic() - DEADLINE_SECONDS
+            for request in [each for each, begun in self._begun.items() if begun < latest]:
+                self._cut(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that goes away is no news."""
+
+    def _cut(self, request: socket.socket) -> None:
+        """End a connection; its thread finds it ended, and closes it."""
+        del self._begun[request]
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
 
 class _Quiet(WSGIRequestHandler):

@@ -42,7 +42,8 @@ class Differences:
 async def declare(connection: Connection, topology: Topology) -> None:
     """Bring a topology into the broker, with the error exchange and the error queues that belong to it.
 
-    Doing it again changes nothing. Nothing is ever deleted or replaced: after an error, what came before it stays.
+    Doing it again changes nothing. Nothing is ever deleted or replaced. What differs is left as it is, all else is
+    declared, and then everything that differs is told in one error.
 
     :raises TopologyMismatch: something of that name stands there already and differs; the text says in what.
     :raises UsageError: the broker knows no such argument or type.
@@ -50,15 +51,31 @@ async def declare(connection: Connection, topology: Topology) -> None:
     :raises BrokerAway: no answer.
     """
     whole = topology.whole()
+    found: list[TopologyMismatch] = []
     for thing in _things(whole):
         try:
-            await _ask(connection, _declare, thing, asked_for(thing))
-        except BrokerRefused as error:
-            if error.reply_code == PRECONDITION_FAILED:
-                raise _mismatch(thing, await differences(connection, thing)) from error
-            raise _refusal(thing, error) from error
+            await _declare_one(connection, thing)
+        except TopologyMismatch as mismatch:
+            found.append(mismatch)
     for binding in whole.bindings:
-        await _bind(connection, binding)
+        try:
+            await _bind(connection, binding)
+        except TopologyMismatch as mismatch:
+            found.append(mismatch)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        told = "; ".join(map(str, found))
+        raise TopologyMismatch(f"{len(found)} things differ: {told}") from ExceptionGroup("what differs", found)
+
+
+async def _declare_one(connection: Connection, thing: Exchange | Queue) -> None:
+    try:
+        await _ask(connection, _declare, thing, asked_for(thing))
+    except BrokerRefused as error:
+        if error.reply_code == PRECONDITION_FAILED:
+            raise _mismatch(thing, await differences(connection, thing)) from error
+        raise _refusal(thing, error) from error
 
 
 async def check(connection: Connection, topology: Topology, management_url: str | None = None) -> Differences:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from typing import Annotated
 
@@ -14,6 +15,10 @@ from relmsg.cli.target import load_target
 from relmsg.inbox.inbox import Inbox
 from relmsg.probes import Probes
 from relmsg.settings import Settings
+
+log = logging.getLogger(__name__)
+
+MINUTE = 60.0
 
 Target = Annotated[
     str, typer.Argument(metavar="MODULE:INBOX", help="Where the Inbox is, such as billing.handlers:inbox.")
@@ -78,6 +83,7 @@ def consume(
 
 
 async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> None:
+    counting = asyncio.create_task(_tell_each_minute(inbox))
     with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
         where = f", probes on port {probes.port}" if probes.port is not None else ""
         await inbox.run(
@@ -89,7 +95,20 @@ async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> Non
             drain=_changed(settings, "consumer_drain"),
             heartbeat=_changed(settings, "heartbeat"),
         )
+    counting.cancel()
     output.write("consumer stopped")
+
+
+async def _tell_each_minute(inbox: Inbox) -> None:
+    """Log what came of the messages of each minute that had any."""
+    before = inbox.metrics.outcomes()
+    while True:
+        await asyncio.sleep(MINUTE)
+        now = inbox.metrics.outcomes()
+        counted = [f"{outcome} {now[outcome] - before.get(outcome, 0):,}" for outcome in sorted(now)]
+        if now != before:
+            log.info("%s: in the last minute %s", inbox.name, ", ".join(counted))
+        before = now
 
 
 def _changed(settings: Settings, name: str) -> int | None:

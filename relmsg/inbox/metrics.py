@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,15 @@ class Metrics:
         """So many deliveries have come to the same end."""
         self._child(self._in_flight, queue).dec(count)
         self._child(self._deliveries, consumer, queue, type(outcome).__name__.lower()).inc(count)
+
+    def outcomes(self) -> dict[str, int]:
+        """How many deliveries have come to each end so far, in all queues."""
+        counted: Counts[str] = Counts()
+        for family in self._deliveries.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_total"):
+                    counted[sample.labels["outcome"]] += int(sample.value)
+        return dict(counted)
 
     def failed(self, consumer: str, queue: str, reason: str) -> None:
         """A message is confirmed in the error queue."""

@@ -77,6 +77,11 @@ class Driver:
                 raise meant from error
             return records
 
+    def abort(self) -> None:
+        """Cut the connection: a statement that is under way fails, and the server is asked nothing more."""
+        if self._raw is not None:
+            self._raw.terminate()
+
     async def close(self) -> None:
         """Give the connection back."""
         async with self._lock:

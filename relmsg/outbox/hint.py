@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 
 GAP_SECONDS = 0.01  # at most 100 NOTIFY a second: too few to slow down commits (performance.md E)
 DEADLINE_SECONDS = 5.0
+GOODBYE_SECONDS = 1.0  # for the hint that is under way when the Hint is closed
 FIRST_BACKOFF, MOST_BACKOFF = 0.1, 30.0
 
 
@@ -40,7 +42,8 @@ class Hint:
     Does not hold: that a hint arrives. It may be lost with its connection, which is made again after 0.1 to 30 s, with
     jitter; no error reaches the caller. The relay's polling finds the messages all the same, at most 0.25 s later.
 
-    Called outside of ``async with``, it does nothing. Calls from other threads and event loops are safe.
+    Leaving waits for a hint that is still to be sent, for a second at most. Called outside of ``async with``, it does
+    nothing. Calls from other threads and event loops are safe.
 
     :param engine: of the database with the outbox; its connect arguments and creator are used for the new connection.
     :param schema: the database schema with relmsg's tables, as in ``Outbox``.
@@ -61,6 +64,8 @@ class Hint:
         self._clock = clock or SystemClock()
         self._chance = chance
         self._wanted = asyncio.Event()
+        self._sent = asyncio.Event()  # all that was wanted
+        self._sent.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._apart: AsyncEngine | None = None
@@ -71,9 +76,13 @@ class Hint:
         if loop is None:
             return
         if _running_loop() is loop:
-            self._wanted.set()
+            self._want()
         else:
-            loop.call_soon_threadsafe(self._wanted.set)
+            loop.call_soon_threadsafe(self._want)
+
+    def _want(self) -> None:
+        self._sent.clear()
+        self._wanted.set()
 
     async def __aenter__(self) -> Self:
         if self._loop is not None:
@@ -90,6 +99,17 @@ class Hint:
         assert self._task is not None
         assert self._apart is not None
         self._loop = None
+        try:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._sent.wait(), GOODBYE_SECONDS)
+        finally:
+            await self._end()
+
+    async def _end(self) -> None:
+        assert self._task is not None
+        assert self._apart is not None
+        # Not by a cancellation of the statement: asyncpg would ask the server to cancel it, behind our back.
+        self._driver.abort()
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._driver.close()
@@ -112,6 +132,8 @@ class Hint:
                 if failures:
                     log.info("hints are sent again")
                 failures = 0
+                if not self._wanted.is_set():
+                    self._sent.set()
                 await self._clock.sleep(GAP_SECONDS)
 
 

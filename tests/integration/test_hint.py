@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -332,3 +333,27 @@ async def test_a_listener_outlives_a_database_that_is_away(database_url: str, ca
 
 async def _deaf(ear: Ear) -> None:
     assert not ear.listener.listening.is_set()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_a_hint_closed_right_after_a_commit_leaves_nothing_behind(database_url: str, frozen: bool) -> None:
+    """What was committed just before is hinted; and no future fails unseen, also where the database has just frozen."""
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    async with Proxy.before(database_url) as proxy, ears(database_url) as heard:
+        engine = create_async_engine(proxy.through(database_url))
+        async with Hint(engine) as hint:
+            if frozen:
+                hint()
+                await heard.next()
+                proxy.blackhole()
+            hint()
+            await asyncio.sleep(0)
+        if not frozen:
+            await heard.next()
+        proxy.heal()
+        await engine.dispose()
+    del hint, engine
+    gc.collect()
+    await asyncio.sleep(0)
+    assert told == []

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -135,11 +138,19 @@ async def test_a_signal_during_the_start_leaves_nothing(children, signum):
     assert "RELMSG_" not in process.stdout
 
 
+def evaluated(lines: str) -> dict[str, str]:
+    """What a program that a shell starts sees of relmsg's variables, once the shell has evaluated these lines."""
+    shell = ["sh", "-c", f"eval {shlex.quote(lines)}; env -0"]
+    seen = subprocess.run(shell, capture_output=True, text=True, check=True, env={}).stdout
+    return dict(each.split("=", 1) for each in seen.split("\0") if each.startswith("RELMSG_"))
+
+
 async def test_up_prints_the_urls_and_runs_until_ctrl_c(children):
     """Its output can be read by a shell; Ctrl-C is its proper end, exit code 0."""
     process = await children.python(LOCAL, "up")
     await process.line("running until Ctrl-C", within=100)
-    printed = dict(line.rstrip().split("=", 1) for line in process.out)
+    printed = evaluated(process.stdout)
+    assert urlsplit(printed["RELMSG_AMQP_URL"]).path == ""  # a "/" is a vhost without a name to most clients
     assert set(printed) == {"RELMSG_DATABASE_URL", "RELMSG_AMQP_URL", "RELMSG_LOCAL_STATE"}
     assert listens(printed["RELMSG_DATABASE_URL"])
     assert listens(printed["RELMSG_AMQP_URL"])

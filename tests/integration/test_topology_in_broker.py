@@ -259,3 +259,20 @@ async def eventually_count(broker, queue, expected):
         return True
 
     return await eventually(arrived)
+
+
+async def test_declare_tells_all_that_differs_at_once(connection, broker):
+    """Whoever mends the first mismatch has seen the others; what does not differ is declared all the same."""
+    await broker.exchange("shop", "fanout")
+    await broker.queue("one", arguments={"x-queue-type": "classic"})
+    await broker.queue("two", arguments={"x-queue-type": "classic"})
+    topology = Topology(
+        [Exchange("shop")], [Queue("one"), Queue("two"), Queue("fine")], [Binding("not.there", "fine", "k")]
+    )
+    with pytest.raises(TopologyMismatch) as told:
+        await declare(connection, topology)
+    text = str(told.value)
+    assert text.startswith("4 things differ: ")
+    assert all(each in text for each in ("exchange 'shop'", "queue 'one'", "queue 'two'", "exchange 'not.there'"))
+    assert "\n" not in text
+    assert await broker.exists("fine")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from relmsg.errors import SettingsError
-from relmsg.probes import Probes
+from relmsg.probes import DEADLINE_SECONDS, MOST_SOCKETS, Probes
 from relmsg.settings import DEFAULT_PROBES
 
 
@@ -61,3 +63,39 @@ def test_two_processes_with_the_default_address_both_run() -> None:
         probes = stack.enter_context(Probes(DEFAULT_PROBES, CollectorRegistry(), live=lambda: None, ready=lambda: None))
         assert probes.port != int(port)
         assert get(probes.port, "/live")[0] == 200
+
+
+def test_silent_clients_keep_no_prober_out() -> None:
+    """However many connections say nothing, few are held, each ends by itself, and a prober is answered."""
+    with Probes("127.0.0.1:0", CollectorRegistry(), live=lambda: None, ready=lambda: None) as probes:
+        before = open_files()
+        silent = [socket.create_connection(("127.0.0.1", probes.port or 0)) for _ in range(100)]
+        try:
+            assert get(probes.port, "/live") == (200, "ok\n")
+            assert open_files() - before - len(silent) <= MOST_SOCKETS
+            silent[-1].settimeout(DEADLINE_SECONDS + 5)
+            assert silent[-1].recv(100) == b""
+        finally:
+            for each in silent:
+                each.close()
+
+
+def test_a_client_that_sends_byte_by_byte_is_ended_at_the_deadline() -> None:
+    """A connection ends after its deadline also while something still arrives on it."""
+    with (
+        Probes("127.0.0.1:0", CollectorRegistry(), live=lambda: None, ready=lambda: None) as probes,
+        socket.create_connection(("127.0.0.1", probes.port or 0)) as slow,
+    ):
+        slow.settimeout(0.2)
+        begun = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() - begun < DEADLINE_SECONDS + 10:
+                slow.sendall(b"G")
+                with contextlib.suppress(TimeoutError):
+                    if slow.recv(1) == b"":
+                        break
+        assert time.monotonic() - begun < DEADLINE_SECONDS + 5
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
