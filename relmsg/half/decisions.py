@@ -61,11 +61,14 @@ class Decisions:
         self._tasks = [asyncio.create_task(self._replies.run()), asyncio.create_task(self._read())]
 
     async def close(self) -> None:
-        """Give up the queue; whoever still waits for an answer waits in vain."""
+        """Give up the queue; whoever still waits for an answer has UNKNOWN at once."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._replies.close()
+        for waiting in self._waiting.values():
+            if not waiting.done():
+                waiting.set_exception(TimeoutError())
 
     async def take(self, half_id: UUID, resolution: Resolution, *, is_prepared: bool) -> HalfState:
         """Send a decision; the state in which the half message is now, UNKNOWN where nobody has said it in time.
@@ -87,7 +90,8 @@ class Decisions:
                 stated = await answer
         except TimeoutError:
             log.warning(
-                "half message %s: no coordinator has answered to the %s within %g s; it is in the broker",
+                "half message %s: no coordinator has answered to the %s within %g s, or the producer was closed "
+                "before; the decision is in the broker",
                 half_id,
                 resolution.lower(),
                 self._answer_within,
@@ -123,7 +127,10 @@ class Decisions:
     async def _read(self) -> None:
         while True:
             reply = await self._came.get()
-            self._note(reply.message)
+            try:
+                self._note(reply.message)
+            except Exception:
+                log.exception("an answer of a coordinator could not be read")
             await reply.ack()
 
     def _note(self, reply: Message) -> None:
