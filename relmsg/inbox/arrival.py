@@ -6,6 +6,7 @@ from collections.abc import Hashable
 from contextvars import copy_context
 
 from relmsg.broker.subscriber import Delivery
+from relmsg.db.failures import named
 from relmsg.errors import Undecodable, Unhandleable
 from relmsg.inbox.attempt import Task
 from relmsg.inbox.handler import Handler
@@ -51,7 +52,7 @@ def arrived(
     message = delivery.message
     try:
         if delivery.fault is not None:
-            raise Undecodable(f"a property or header cannot be read: {delivery.fault}") from delivery.fault
+            raise Undecodable(f"a property or header cannot be read: {named(delivery.fault)}") from delivery.fault
         if trust is not None:
             trust.check(message, delivery.user_id)
         message = opened(message, encryption)
