@@ -65,7 +65,7 @@ assert_type(Retry(on=ValueError).on, tuple[type[BaseException], ...])
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The programs of README.md and docs/, and one that uses what the documentation promises of the types."""
-    directory = tmp_path_factory.mktemp("typed")
+    directory = tmp_path_factory.mktemp("typed")  # beside the pages: mypy's caches, which they share
     like_a_user = directory / "user" / "like_a_user.py"
     like_a_user.parent.mkdir()
     like_a_user.write_text(LIKE_A_USER)
@@ -88,13 +88,20 @@ def named(modules: list[Path]) -> list[Path]:
 def test_programs_that_are_copied_pass_mypy_strictly(modules: list[Path]) -> None:
     """The README's shop.py and every program that a page names has no untyped corner."""
     for page in by_page(named(modules)):
-        check("mypy", "--strict", "--config-file=", *map(str, page), within=page[0].parent)
+        check("mypy", "--strict", "--config-file=", "--cache-dir=../strict", *map(str, page), within=page[0].parent)
 
 
 def test_blocks_of_the_pages_pass_mypy(modules: list[Path]) -> None:
     """What the pages show piece by piece has no type error either."""
     for page in by_page(modules):
-        check("mypy", "--check-untyped-defs", "--config-file=", *map(str, page), within=page[0].parent)
+        check(
+            "mypy",
+            "--check-untyped-defs",
+            "--config-file=",
+            "--cache-dir=../plain",
+            *map(str, page),
+            within=page[0].parent,
+        )
 
 
 def test_the_examples_pass_mypy_strictly() -> None:
