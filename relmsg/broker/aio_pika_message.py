@@ -49,8 +49,8 @@ def convert(message: AioPikaMessage, exchange: str, routing_key: str) -> Message
 def _span(expiration: Any) -> timedelta | float | None:
     if isinstance(expiration, datetime):
         # aio-pika would turn a moment that has passed into a negative number, on which RabbitMQ closes the channel.
-        aware = expiration if expiration.tzinfo else expiration.replace(tzinfo=UTC)
-        return aware - datetime.now(UTC)
+        # A naive moment is local time, as aio-pika has it.
+        return expiration.astimezone(UTC) - datetime.now(UTC)
     return expiration  # type: ignore[no-any-return]
 
 

@@ -133,6 +133,6 @@ class Delivery:
             headers=dict(headers),
             delivery_mode=PERSISTENT,
             priority=came.priority,
-            cluster_id=self.cluster_id or "",
         )
+        properties.cluster_id = self.cluster_id or ""  # pamqp refuses it as an argument
         return copy_of(fitting_id(message_id), exchange, routing_key, properties, came.body)

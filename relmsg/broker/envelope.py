@@ -148,16 +148,22 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_hea
 def outbox_id(message: Message) -> UUID:
     """The message's id as the outbox stores it.
 
-    :raises PropertyRefused: the id is not a UUID.
+    :raises PropertyRefused: the id is not a UUID, or a UUID in another spelling than the one that would be sent.
     """
     if isinstance(message.id, UUID):
         return message.id
     try:
-        return UUID(message.id)
+        parsed = UUID(message.id)
     except (ValueError, AttributeError, TypeError) as error:
         raise PropertyRefused(
             f"message id {message.id!r} is not a UUID: use Message.id_for({message.id!r}) to make one of it"
         ) from error
+    if str(parsed) != message.id:
+        raise PropertyRefused(
+            f"message id {message.id!r} would be sent as {str(parsed)!r}, and consumers would take the two for "
+            f"different messages: give UUID({message.id!r})"
+        )
+    return parsed
 
 
 def _traced(headers: Any) -> Any:

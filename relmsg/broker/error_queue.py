@@ -19,7 +19,7 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import differences, queue_exists
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
-from relmsg.broker.error_headers import strip
+from relmsg.broker.error_headers import SANITISED, strip
 from relmsg.broker.error_reader import Reader, reading
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import PERSISTENT, Publication, copy_of
@@ -130,6 +130,7 @@ class ErrorQueue:
         limit: int | None = None,
         rate: float | None = None,
         any_origin: bool = False,
+        lossy: bool = False,
         moved: Callable[[ErrorEntry], None] = lambda _: None,
     ) -> list[Stayed]:
         """Send the entries that match back to the queue they came from, oldest first, and return those that stayed.
@@ -141,7 +142,8 @@ class ErrorQueue:
 
         At most ``limit`` messages are tried, ``rate`` a second; never more than were there at the start, so those that
         fail again meanwhile are not chased. A message goes to another queue than ``source`` only with ``any_origin``:
-        where it came from is a header, and anybody can write one (reliability S12).
+        where it came from is a header, and anybody can write one (reliability S12). A message of which something had to
+        be cut or changed when it failed, a header over 16 KiB say, goes only with ``lossy``.
 
         :raises BrokerAway: the connection was lost. What was not moved is still in the error queue.
         """
@@ -154,7 +156,9 @@ class ErrorQueue:
                 while left > 0 and (batch := await self._batch(reader, wanted, min(size, left))):
                     left -= len(batch)
                     began = self._clock.monotonic()
-                    for delivered, entry, reason in await self._send(publisher, batch, any_origin=any_origin):
+                    for delivered, entry, reason in await self._send(
+                        publisher, batch, any_origin=any_origin, lossy=lossy
+                    ):
                         if reason is not None:
                             stayed.append(Stayed(entry, reason))
                             continue
@@ -190,7 +194,12 @@ class ErrorQueue:
         return batch
 
     async def _send(
-        self, publisher: ConfirmChannel, batch: list[tuple[DeliveredMessage, ErrorEntry]], *, any_origin: bool
+        self,
+        publisher: ConfirmChannel,
+        batch: list[tuple[DeliveredMessage, ErrorEntry]],
+        *,
+        any_origin: bool,
+        lossy: bool,
     ) -> list[tuple[DeliveredMessage, ErrorEntry, str | None]]:
         """Publish a batch; for each message None, or why it must stay."""
         sent: list[tuple[DeliveredMessage, ErrorEntry, str | None]] = []
@@ -199,6 +208,8 @@ class ErrorQueue:
             target = entry.original_queue or self.source
             if target != self.source and not any_origin:
                 sent.append((delivered, entry, f"it says it came from queue {target!r}: give --any-origin to allow it"))
+            elif (cut := entry.headers.get(SANITISED)) and not lossy:
+                sent.append((delivered, entry, f"it is not as it came ({cut}): give --lossy to send it all the same"))
             else:
                 publishes.append((delivered, entry, _publication(delivered, target)))
         try:
@@ -207,7 +218,9 @@ class ErrorQueue:
             if len(batch) == 1:
                 return [(*batch[0], str(error))]
             return [
-                each for item in batch for each in await self._send(publisher, [item], any_origin=any_origin)
+                each
+                for item in batch
+                for each in await self._send(publisher, [item], any_origin=any_origin, lossy=lossy)
             ]  # one of them cannot be encoded, and nothing was sent
         for (delivered, entry, _), receipt in zip(publishes, receipts, strict=True):
             sent.append((delivered, entry, None if isinstance(receipt, Confirmed) else receipt.reason))
@@ -232,6 +245,7 @@ def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
         delivery_mode=PERSISTENT,
         priority=properties.priority,
     )
+    again.cluster_id = properties.cluster_id or ""  # pamqp refuses it as an argument
     return copy_of(message_id, "", queue, again, delivered.body)
 
 

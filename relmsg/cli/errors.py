@@ -63,6 +63,9 @@ Id = Annotated[str | None, typer.Option("--id", metavar="ID", help="Only the mes
 Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
 Listed = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many, the oldest.")]
 Rate = Annotated[float | None, typer.Option("--rate", min=0.01, metavar="N", help="At most so many a second.")]
+Lossy = Annotated[
+    bool, typer.Option("--lossy", help="Also messages of which something had to be cut when they failed.")
+]
 AnyOrigin = Annotated[
     bool, typer.Option("--any-origin", help="Also to other queues, where a message's headers say it came from there.")
 ]
@@ -137,6 +140,7 @@ def requeue(
     limit: Limit = None,
     rate: Rate = None,
     any_origin: AnyOrigin = False,
+    lossy: Lossy = False,
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     amqp_url: options.AmqpUrl = None,
@@ -149,7 +153,7 @@ def requeue(
 
     async def move(errors: ErrorQueue, most: int, report: _Report) -> None:
         report.stayed += await errors.requeue(
-            wanted, limit=most, rate=rate, any_origin=any_origin, moved=lambda _: report.count()
+            wanted, limit=most, rate=rate, any_origin=any_origin, lossy=lossy, moved=lambda _: report.count()
         )
 
     settings = options.settings(amqp_url=amqp_url, config=config)

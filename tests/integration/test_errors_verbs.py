@@ -295,3 +295,16 @@ async def one(errors):
     found = await errors.browse(ErrorFilter())
     assert found
     return found
+
+
+async def test_what_was_cut_is_not_requeued_in_silence(broker, errors):
+    """F5: a message whose header was dropped when it failed stays, with the reason, until that is allowed."""
+    await fail(broker, "whole", priority=7)
+    await fail(broker, "cut", headers={names.SANITISED: "huge (dropped)"})
+    (stayed,) = await errors.requeue(ErrorFilter())
+    assert stayed.entry.message_id == "cut"
+    assert "huge (dropped)" in stayed.reason
+    (whole,) = await broker.drain(SOURCE)
+    assert whole.properties.priority == 7
+    assert await errors.requeue(ErrorFilter(), lossy=True) == []
+    assert ids(await broker.drain(SOURCE)) == ["cut"]

@@ -264,3 +264,13 @@ def test_the_quick_look_at_headers_passes_nothing_that_the_rules_refuse(headers,
 def test_the_quick_look_passes_headers_like_most():
     """Flat headers under names in ASCII need no second look, at the limit of every kind of value."""
     assert _is_plain({"a": "ä", "n" * 128: 2**63 - 1, "c": -(2**63), "d": None, "e": True}, MAX_BYTES)
+
+
+@pytest.mark.parametrize(
+    "spelt", [str.upper, "{{{}}}".format, "urn:uuid:{}".format, lambda text: text.replace("-", "")]
+)
+def test_an_id_in_another_spelling_is_refused(spelt):
+    """F4: the outbox would send another text than was given; it refuses, and says what to give."""
+    given = spelt("6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11")
+    with pytest.raises(PropertyRefused, match=r"would be sent as '6f1c9d0a-.*: give UUID"):
+        outbox_id(Message(id=given))

@@ -161,6 +161,19 @@ def test_what_was_repaired_can_be_sent_on(name):
     assert again.body == b"body"
 
 
+def test_a_cluster_id_is_sent_on():
+    """F5: the copy of a message carries its priority and the deprecated cluster id as they came."""
+    properties = commands.Basic.Properties(message_id="m", priority=7)
+    properties.cluster_id = "c1"
+    message, expiration, remarks = message_of(ContentHeader(properties=properties).marshal(), "e", "r", b"")
+    delivery = Delivery(message, "q", Gone(), 1, expiration=expiration, remarks=remarks)
+    copy = delivery.copy(exchange="x", routing_key="q.errors", message_id="m", headers={})
+    again, _, remarks = message_of(copy.header, "x", "q.errors", b"")
+    assert again.priority == 7
+    assert remarks is not None
+    assert remarks.cluster_id == "c1"
+
+
 def test_tables_that_are_nested_too_deep_are_a_fault_of_their_message():
     """Headers 40 levels deep cost themselves; a level of 32 is read."""
     deep: Any = 1
