@@ -11,6 +11,7 @@ revision = "0001"
 down_revision = None
 branch_labels = None
 depends_on = None
+oldest_compatible = "0001"
 
 # Not the table's argument postgresql_with: SQLAlchemy 2.0 does not know it.
 CHURN = sa.DDL(

@@ -11,6 +11,7 @@ revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
+oldest_compatible = "0002"
 
 CHURN = sa.DDL(
     "ALTER TABLE %(fullname)s SET (autovacuum_vacuum_scale_factor = 0.01, "
