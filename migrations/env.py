@@ -1,8 +1,9 @@
-"""Alembic's entry. ``relmsg.db.alembic_run`` calls it with the connection (or none, for plain SQL) and the schema's name.
+"""Alembic's entry. ``relmsg.db.alembic_run`` calls it with the connection (or none, for plain SQL) and the schema.
 
-``relmsg_revision`` is Alembic's own version table here. ``relmsg_version``, which was that in relmsg 0.1, has the oldest
-revision whose code may work on the tables (see relmsg/db/versions.py).
+``relmsg_revision`` is Alembic's own version table here. ``relmsg_version``, which was that in relmsg 0.1, has the
+oldest revision whose code may work on the tables (see relmsg/db/versions.py).
 """
+# ruff: noqa: S608 - no name here comes from outside but the schema's, which is quoted
 
 from alembic import context
 from sqlalchemy import text
@@ -52,10 +53,12 @@ def await_vacuum() -> None:
 
 def adopt() -> None:
     """Take over from relmsg 0.1: what it recorded is the revision."""
-    if asked["oldest_table"] in asked["versions"] and asked["revision_table"] not in asked["versions"]:
-        create_version_table(asked["revision_table"])
+    ours, theirs = asked["revision_table"], asked["oldest_table"]
+    if theirs in asked["versions"] and ours not in asked["versions"]:
+        create_version_table(ours)
         execute(
-            f"INSERT INTO {in_schema(asked['revision_table'])} SELECT version_num FROM {in_schema(asked['oldest_table'])}"
+            f"INSERT INTO {in_schema(ours)} SELECT version_num FROM {in_schema(theirs)} "
+            f"WHERE NOT EXISTS (SELECT FROM {in_schema(ours)})"
         )
 
 
@@ -75,8 +78,10 @@ with context.begin_transaction():
     await_vacuum()
     execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
     # CREATE SCHEMA IF NOT EXISTS asks for the CREATE permission on the database even where the schema exists.
-    if context.is_offline_mode() or not asked["schema_exists"]:
+    if not asked["schema_exists"]:
         context.execute(CreateSchema(schema, if_not_exists=True))
     adopt()
     context.run_migrations()
+    for statement in asked["indexes"]:
+        execute(statement.replace(":", "\\:"))
     record_oldest()

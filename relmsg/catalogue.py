@@ -8,7 +8,7 @@ sides of each expression; both are read from pg_catalog and compared.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from sqlalchemy import CheckConstraint, Connection, MetaData, Table, select, text
@@ -92,7 +92,7 @@ class Thing:
         return f"{self.kind} {self.name}"
 
 
-def differences(connection: Connection, schema: str, version_table: str) -> list[str]:
+def differences(connection: Connection, schema: str, version_tables: Collection[str]) -> list[str]:
     """One line for each way in which the schema differs from ``relmsg.schema``; nothing is changed.
 
     The user needs SELECT on outbox_slot. Where temporary tables are not allowed (permission, or a standby), expressions
@@ -107,7 +107,7 @@ def differences(connection: Connection, schema: str, version_table: str) -> list
     present = [
         thing
         for thing in _snapshot(connection, namespace)
-        if thing.of != version_table and (thing.of in {t.of for t in expected} or schema not in SHARED_SCHEMAS)
+        if thing.of not in version_tables and (thing.of in {t.of for t in expected} or schema not in SHARED_SCHEMAS)
     ]
     return [*_compare(expected, present), *_slots(connection, schema, present)]
 

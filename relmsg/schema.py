@@ -47,6 +47,7 @@ class Tables:
     outbox_relay: Table
     inbox_message: Table
     inbox_attempt: Table
+    inbox_window: Table
     half_message: Table
 
 
@@ -61,6 +62,7 @@ def tables(schema: str = DEFAULT_SCHEMA) -> Tables:
         outbox_relay=_outbox_relay(metadata),
         inbox_message=_inbox_message(metadata),
         inbox_attempt=_inbox_attempt(metadata),
+        inbox_window=_inbox_window(metadata),
         half_message=_half_message(metadata),
     )
 
@@ -155,7 +157,7 @@ def _outbox_relay(metadata: MetaData) -> Table:
 
 def _inbox_message(metadata: MetaData) -> Table:
     """Which messages have taken effect, per consumer. Ids are text: messages come from anyone."""
-    return Table(
+    table = Table(
         "inbox_message",
         metadata,
         Column("consumer", Text, nullable=False),
@@ -164,6 +166,8 @@ def _inbox_message(metadata: MetaData) -> Table:
         _time("handled_at", default="now()", nullable=False),
         PrimaryKeyConstraint("consumer", "source", "message_id"),
     )
+    Index("inbox_message_handled_at", table.c.consumer, table.c.handled_at)
+    return table
 
 
 def _inbox_attempt(metadata: MetaData) -> Table:
@@ -184,6 +188,20 @@ def _inbox_attempt(metadata: MetaData) -> Table:
     )
     _storage(table)
     return table
+
+
+def _inbox_window(metadata: MetaData) -> Table:
+    """How long each consumer remembers what it has handled (``keeps``; null is for ever), and what it has forgotten:
+    messages handled before ``pruned_before`` may be gone.
+    """
+    return Table(
+        "inbox_window",
+        metadata,
+        Column("consumer", Text, primary_key=True),
+        Column("keeps", Interval),
+        _time("pruned_before"),
+        _time("pruned_at"),
+    )
 
 
 def _half_message(metadata: MetaData) -> Table:

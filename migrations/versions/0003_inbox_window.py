@@ -27,7 +27,5 @@ def upgrade() -> None:
         sa.Column("keeps", sa.Interval),
         moment("pruned_before"),
         moment("pruned_at"),
-        sa.Column("pruner", sa.Text),
-        moment("pruner_until"),
         schema=schema,
     )

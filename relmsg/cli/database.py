@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from typing import Annotated
 
 import typer
 
 from relmsg import migrate
-from relmsg.cli import options, output
+from relmsg.cli import options, output, progress
 from relmsg.database import create_engine
 from relmsg.settings import Settings
 
@@ -21,17 +22,34 @@ def upgrade(
     schema: options.Schema = None,
     config: options.Config = None,
 ) -> None:
-    """Create the tables, or bring them to this version. Does nothing where nothing is to be done."""
+    """Create the tables, or bring them to this version, while everything runs. Does nothing where nothing is to be done.
+
+    Stopped half way, it is gone on with by the next call.
+    """
     settings = options.settings(database_url=database_url, schema=schema, config=config)
-    applied = asyncio.run(migrate.upgrade(settings.database(), settings.schema))
+    with progress.bar() as bar:
+
+        def tell(index: str, share: float) -> None:
+            bar.tell(f"building index {index}", share)
+
+        applied = asyncio.run(migrate.upgrade(settings.database(), settings.schema, tell))
     done = f"applied {', '.join(applied)}" if applied else "is up to date"
     output.write(f"schema {settings.schema}: {done}")
 
 
 @app.command()
-def sql(schema: options.Schema = None, config: options.Config = None) -> None:
+def sql(
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="REVISION", show_default=False, help="For a database at this revision, not an empty one."
+        ),
+    ] = None,
+    schema: options.Schema = None,
+    config: options.Config = None,
+) -> None:
     """Print what `upgrade` does to an empty database, as plain SQL; needs no database."""
-    sys.stdout.write(migrate.sql(options.settings(schema=schema, config=config).schema))
+    sys.stdout.write(migrate.sql(options.settings(schema=schema, config=config).schema, since))
 
 
 @app.command()

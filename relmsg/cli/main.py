@@ -21,6 +21,7 @@ from relmsg.settings import redact
 GROUPS: tuple[tuple[str, typer.Typer], ...] = (
     ("db", database.app),
     ("outbox", outbox.app),
+    ("inbox", inbox.app),
     ("half", half.app),
     ("errors", errors.app),
     ("topology", topology.app),

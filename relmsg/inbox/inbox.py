@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
@@ -25,6 +26,8 @@ from relmsg.inbox.handler import GROUP, GROUP_OF_LISTS, Handler, parameters
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.intake import Intake
 from relmsg.inbox.metrics import Metrics
+from relmsg.inbox.pruner import Pruner
+from relmsg.inbox.pruning import DEFAULT_WINDOW, Pruning
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.running import Running
@@ -42,6 +45,7 @@ from relmsg.topology import ERROR_EXCHANGE, Exchange, Queue, checked_name
 
 PREFETCH = 250
 GROUPS_AHEAD = 5  # some run or commit while others are on their way from the broker
+MOST_WINDOW_SECONDS = 100 * 365 * 24 * 3600.0
 MOST = 65_535  # AMQP: a prefetch count has 16 bits
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -69,6 +73,9 @@ class Inbox:
     :param concurrency: handlers that run at a time, for all queues together.
     :param drain: seconds that running handlers are given to finish when the process is to stop.
     :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
+    :param dedup_window: how long a handled message is remembered, 30 days by default: longer than any message can be
+        under way, wait in an error queue or be replayed. One that comes again later is handled again. What is older is
+        pruned while the inbox runs, by one process at a time. None: nothing is ever pruned.
     """
 
     def __init__(
@@ -86,6 +93,7 @@ class Inbox:
         concurrency: int = 8,
         drain: Seconds = 25.0,
         heartbeat: Seconds = 10.0,
+        dedup_window: Seconds | None = DEFAULT_WINDOW,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -114,6 +122,7 @@ class Inbox:
         self.concurrency = _concurrency("Inbox(concurrency=…)", concurrency)
         self.drain = arguments.seconds("Inbox(drain=…)", drain)
         self.heartbeat = _heartbeat("Inbox(heartbeat=…)", heartbeat)
+        self.dedup_window = None if dedup_window is None else _window("Inbox(dedup_window=…)", dedup_window)
         self.amqp_url = amqp_url
         self._missing_id = missing_id
         if trust is not None:
@@ -255,6 +264,7 @@ class Inbox:
         # What ends it is an event of its own: the caller's may belong to others too, and is only looked at.
         ending = asyncio.Event()
         running = asyncio.create_task(self._consumer.run(ending, started), name=f"inbox {self.name}")
+        pruning = asyncio.create_task(self._pruner().run(), name=f"inbox {self.name}: pruner")
         told = None if stop is None else asyncio.create_task(_passed_on(stop, ending))
         try:
             await asyncio.shield(running)
@@ -265,6 +275,8 @@ class Inbox:
             raise
         finally:
             running.cancel()
+            pruning.cancel()
+            await asyncio.wait({pruning})  # it gives its connection back
             if told is not None:
                 told.cancel()
             self._consumer = None
@@ -316,6 +328,10 @@ class Inbox:
         bind = self.sessions.kw.get("bind")
         if isinstance(bind, AsyncEngine):
             await require_current(bind, self.schema)
+
+    def _pruner(self) -> Pruner:
+        consumers = self._registry.consumers
+        return Pruner(self.sessions, Pruning(self.schema), consumers, self.dedup_window, self._clock, self._chance)
 
     def _prefetch_of(self, told: int | None) -> dict[str, int]:
         """For each queue what was told, or what keeps its groups full."""
@@ -405,3 +421,7 @@ def _concurrency(name: str, value: int) -> int:
 
 def _heartbeat(name: str, value: Seconds) -> float:
     return arguments.seconds(name, value, least=1.0, most=MOST)
+
+
+def _window(name: str, value: Seconds) -> timedelta:
+    return timedelta(seconds=arguments.seconds(name, value, least=60.0, most=MOST_WINDOW_SECONDS))

@@ -17,6 +17,11 @@ class Registry:
         """The queues to be consumed, in the order in which they were first named."""
         return list(dict.fromkeys(queue for queue, _ in self._handlers))
 
+    @property
+    def consumers(self) -> set[str]:
+        """The names under which these handlers' messages are remembered."""
+        return {each.consumer for each in self._handlers.values()}
+
     def add(self, handler: Handler) -> None:
         """Register a handler.
 
