@@ -22,7 +22,7 @@ def upgrade(
     schema: options.Schema = None,
     config: options.Config = None,
 ) -> None:
-    """Create the tables, or bring them to this version, while everything runs. Does nothing where nothing is to be done.
+    """Create the tables, or bring them to this version, while everything runs. Nothing is done where nothing is to do.
 
     Stopped half way, it is gone on with by the next call.
     """

@@ -77,7 +77,7 @@ def prune(
             output.write("nothing was done")
             return
     forgotten = _prune(found, due, flags) if due and not dry_run else {}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"consumer": name, "before": before, "due": count, "forgotten": forgotten.get(name, 0)}
         for name, (count, before) in found.items()
     ]
@@ -96,13 +96,13 @@ def _prune(found: dict[str, tuple[int, datetime]], due: int, flags: dict[str, An
     forgotten: dict[str, int] = {}
     with progress.bar() as bar:
 
+        def told(earlier: int) -> Callable[[int], None]:
+            return lambda rows: bar.tell("forgetting", min(1.0, (earlier + rows) / due))
+
         async def forget(memory: Memory) -> None:
             for name, (count, before) in found.items():
                 if count:
-                    earlier = sum(forgotten.values())
-                    forgotten[name] = await memory.prune(
-                        name, before, lambda rows, earlier=earlier: bar.tell("forgetting", (earlier + rows) / due)
-                    )
+                    forgotten[name] = await memory.prune(name, before, told(sum(forgotten.values())))
 
         _with_memory(forget, **flags)
     return forgotten

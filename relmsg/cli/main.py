@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg import failpoint
-from relmsg.cli import bench, consume, database, errors, half, options, outbox, output, relay, topology
+from relmsg.cli import bench, consume, database, errors, half, inbox, options, outbox, output, relay, topology
 from relmsg.db.failures import translate
 from relmsg.errors import RelmsgError
 from relmsg.exceptions import trace_of

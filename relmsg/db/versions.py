@@ -33,7 +33,7 @@ class Recorded:
 
     def is_ahead(self, known: tuple[Revision, ...]) -> bool:
         """Whether newer code has changed the tables, and code that knows these revisions may still work on them."""
-        return self.revision not in _names(known) and not self.is_newer(known)
+        return self.oldest in _names(known) and self.revision not in _names(known)
 
 
 def recorded(connection: Connection, schema: str) -> Recorded:

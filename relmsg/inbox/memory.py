@@ -62,7 +62,9 @@ class Memory:
         found = {}
         async with self._connection() as connection:
             if not await self._pruning.is_indexed(connection):
-                raise SchemaError("the index inbox_message_handled_at is missing or incomplete: run `relmsg db upgrade`")
+                raise SchemaError(
+                    "the index inbox_message_handled_at is missing or incomplete: run `relmsg db upgrade`"
+                )
             windows = await self._pruning.windows(connection)
             known = await self._pruning.consumers(connection)
             if consumer is not None and consumer not in known:

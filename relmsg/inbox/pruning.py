@@ -68,7 +68,7 @@ WITH RECURSIVE each AS (
 SELECT consumer FROM each WHERE consumer IS NOT NULL UNION SELECT consumer FROM {window} ORDER BY consumer
 """
 AGES = "SELECT min(handled_at) AS oldest, max(handled_at) AS newest FROM {inbox} WHERE consumer = :consumer"
-COUNT = "SELECT count(*) FROM (SELECT FROM {inbox} WHERE consumer = :consumer LIMIT {counted} + 1) AS some"
+COUNT = "SELECT count(*) FROM (SELECT FROM {inbox} WHERE consumer = :consumer LIMIT {counted} + 1) AS counted"
 ESTIMATE = "EXPLAIN (FORMAT JSON) SELECT FROM {inbox} WHERE consumer = :consumer"
 DUE = "SELECT count(*) FROM {inbox} WHERE consumer = :consumer AND handled_at < :before"
 BEFORE = "SELECT now() - CAST(:age AS interval)"

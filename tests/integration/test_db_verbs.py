@@ -45,7 +45,7 @@ def closed_port():
 async def test_upgrade_check_and_sql(database_url):
     """The three verbs of the group do what they say, under a schema of any name, and end with 0."""
     flags = ("--schema", 'a "b" c', "--database-url", database_url)
-    assert await relmsg("db", "upgrade", *flags) == (0, 'schema a "b" c: applied 0001, 0002\n', "")
+    assert await relmsg("db", "upgrade", *flags) == (0, 'schema a "b" c: applied 0001, 0002, 0003\n', "")
     assert await relmsg("db", "upgrade", *flags) == (0, 'schema a "b" c: is up to date\n', "")
     assert await relmsg("db", "check", *flags) == (0, 'schema a "b" c is as it should be\n', "")
     assert await relmsg("db", "check", "--json", *flags) == (0, "[]\n", "")
@@ -87,7 +87,11 @@ async def test_a_file_gives_settings(database_url, tmp_path):
     """--config names a TOML file with the settings."""
     file = tmp_path / "relmsg.toml"
     file.write_text(f"database_url = {database_url!r}\nschema = 'from file'\n")
-    assert await relmsg("db", "upgrade", "--config", str(file)) == (0, "schema from file: applied 0001, 0002\n", "")
+    assert await relmsg("db", "upgrade", "--config", str(file)) == (
+        0,
+        "schema from file: applied 0001, 0002, 0003\n",
+        "",
+    )
 
 
 def one_line(errors, *parts):

@@ -165,8 +165,16 @@ ALTERATIONS = [
         "INSERT INTO r.outbox_slot (slot) VALUES (64)",
         "table outbox_slot: has 65 rows, expected 64 (0 to 63); missing or extra: 64",
     ),
-    ("DROP TABLE r.relmsg_version", "table relmsg_version: version is none, expected 0002"),
-    ("DELETE FROM r.relmsg_version", "table relmsg_version: version is none, expected 0002"),
+    (
+        "UPDATE r.relmsg_version SET version_num = '0001'",
+        "table relmsg_version: version is 0001, expected 0002",
+    ),
+    (
+        "UPDATE r.relmsg_revision SET version_num = '0002'",
+        "table relmsg_revision: version is 0002, expected 0003",
+    ),
+    ("DROP INDEX r.inbox_message_handled_at", "index inbox_message_handled_at is missing"),
+    ("DROP TABLE r.inbox_window", "table inbox_window is missing"),
 ]
 
 
@@ -198,9 +206,10 @@ async def test_the_definition_itself_passes(empty_engine):
     async with empty_engine.begin() as connection:
         await connection.execute(CreateSchema("relmsg"))
         await connection.run_sync(tables().metadata.create_all)
-    slots, version = await migrate.check(empty_engine)
+    slots, oldest, revision = await migrate.check(empty_engine)
     assert slots.startswith("table outbox_slot: has 0 rows, expected 64 (0 to 63)")
-    assert version == "table relmsg_version: version is none, expected 0002"
+    assert oldest == "table relmsg_version: version is none, expected 0002"
+    assert revision == "table relmsg_revision: version is none, expected 0003"
 
 
 async def test_in_a_shared_schema_tables_of_others_are_none_of_our_business(empty_url, empty_engine):

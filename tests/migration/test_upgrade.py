@@ -12,6 +12,7 @@ from sqlalchemy.schema import CreateSchema
 from relmsg import migrate
 from relmsg.database import create_engine
 from relmsg.db.failures import translated
+from relmsg.db.revisions import Revision, revisions
 from relmsg.errors import AccessRefused, DatabaseAway, SchemaError, SettingsError
 from relmsg.schema import SLOTS, tables
 
@@ -29,7 +30,7 @@ async def run_sql(url, script):
 @pytest.mark.parametrize("schema", ODD_NAMES)
 async def test_migrations_add_up_to_the_schema(empty_url, empty_engine, schema):
     """All migrations together make exactly what relmsg.schema says, under any name."""
-    assert await migrate.upgrade(empty_url, schema) == ["0001", "0002"]
+    assert await migrate.upgrade(empty_url, schema) == ["0001", "0002", "0003"]
     assert await migrate.check(empty_engine, schema) == []
     await migrate.require_current(empty_engine, schema)
 
@@ -87,14 +88,14 @@ async def test_processes_that_upgrade_at_once_all_end_well(empty_url, empty_engi
     ]
     results = [await process.communicate() for process in started]
     assert [errors for _, errors in results] == [b""] * 4
-    assert sorted(output.strip() for output, _ in results) == [b"['0001', '0002']", b"[]", b"[]", b"[]"]
+    assert sorted(output.strip() for output, _ in results) == [b"['0001', '0002', '0003']", b"[]", b"[]", b"[]"]
     assert await migrate.check(empty_engine) == []
 
 
 async def test_tasks_that_upgrade_at_once_all_end_well(empty_url):
     """Also inside one process, and for several schemas."""
     results = await asyncio.gather(*(migrate.upgrade(empty_url, name) for name in ("a", "a", "b", "b")))
-    assert sorted(map(len, results)) == [0, 0, 2, 2]
+    assert sorted(map(len, results)) == [0, 0, 3, 3]
 
 
 async def test_a_lock_is_not_waited_for_while_others_queue_behind(empty_url, empty_engine):
@@ -116,7 +117,7 @@ async def test_a_lock_is_not_waited_for_while_others_queue_behind(empty_url, emp
         async with asyncio.timeout(20):
             await blocked(unlike=await blocked())
         await holder.rollback()
-    assert await upgrading == ["0001", "0002"]
+    assert await upgrading == ["0001", "0002", "0003"]
 
 
 async def test_a_lock_that_stays_is_told(empty_url, empty_engine, monkeypatch):
@@ -150,8 +151,9 @@ async def test_a_missing_schema_says_what_to_run(empty_engine):
 async def test_an_older_schema_says_what_to_run(empty_url, empty_engine, monkeypatch):
     """Where the tables are older than the code, the error names both versions and the command."""
     await migrate.upgrade(empty_url)
-    monkeypatch.setattr(migrate, "_revisions", lambda: ("0003", "0002", "0001"))
-    with pytest.raises(SchemaError, match=r"has version 0002, this relmsg needs 0003: run `relmsg db upgrade`"):
+    newer = Revision("0004", "0003", "0004")
+    monkeypatch.setattr(migrate, "_known", lambda: (*revisions(migrate.location()), newer))
+    with pytest.raises(SchemaError, match=r"has version 0003, this relmsg needs 0004: run `relmsg db upgrade`"):
         await migrate.require_current(empty_engine)
 
 

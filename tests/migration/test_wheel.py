@@ -37,6 +37,6 @@ async def test_an_installed_wheel_upgrades(tmp_path, empty_url, empty_engine):
     found = await run("-c", "from relmsg import migrate; print(migrate.location())", env=environ, cwd=tmp_path)
     assert found.strip() == str(tmp_path / "site" / "relmsg" / "migrations")
     assert await run("-m", "relmsg.cli.main", "db", "upgrade", env=environ, cwd=tmp_path) == (
-        "schema relmsg: applied 0001, 0002\n"
+        "schema relmsg: applied 0001, 0002, 0003\n"
     )
     assert await migrate.check(empty_engine) == []
