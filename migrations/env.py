@@ -7,7 +7,6 @@ oldest revision whose code may work on the tables (see relmsg/db/versions.py).
 
 from alembic import context
 from sqlalchemy import text
-from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.schema import CreateSchema
 
 asked = context.config.attributes
@@ -25,7 +24,8 @@ context.configure(
 
 
 def in_schema(table: str) -> str:
-    return f"{dialect().identifier_preparer.quote_identifier(schema)}.{table}".replace(":", "\\:")
+    quoted = schema.replace('"', '""')
+    return f'"{quoted}".{table}'.replace(":", "\\:")
 
 
 def execute(statement: str) -> None:
