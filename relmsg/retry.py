@@ -33,7 +33,8 @@ class Retry:
 
     ``attempts`` counts all tries, the first included. Between two of them stands an exponential backoff with full
     jitter: at most ``base`` seconds after the first, doubling up to ``cap``. No further attempt starts once ``budget``
-    seconds have passed since the first one began: while a message is retried it takes a place in the prefetch window.
+    seconds have been waited between attempts: while a message is retried it takes a place in the prefetch window. What
+    the attempts themselves take is not counted: it has the timeout of the handler.
 
     Times are seconds or a ``timedelta``; an infinite ``budget`` is none. ``on`` and ``never`` are an exception class,
     or several in a tuple or list.

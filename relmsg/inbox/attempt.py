@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -27,10 +27,13 @@ from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import (
     REASONS,
+    Attempted,
+    Contended,
     DeliveryGone,
     Duplicate,
     Failed,
     Handled,
+    Lost,
     Outcome,
     Settled,
     Unsettled,
@@ -39,13 +42,18 @@ from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.message import Message
-from relmsg.retry import Retry
+from relmsg.retry import full_jitter
 from relmsg.runtime.isolated import is_stop, isolated
 from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
+PROBE_SECONDS = 2.0
+LOSSES_ALLOWED = 3
+CONTENTION_SECONDS = 300.0
+CONTENTION_BASE_SECONDS = 0.05
+CONTENTION_CAP_SECONDS = 5.0
 PATIENCE_SECONDS = 3600.0  # for the copies of a message whose handler has no timeout
 
 
@@ -59,11 +67,15 @@ class Task:
     event: Any
     counted: bool = False
     """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
+    lost: bool = False
+    """Whether the last attempt has lost its connection after our own INSERT had passed."""
+    bookkeeping: bool = False
+    """Whether the last attempt ended in a statement of ours beside the commit."""
     took: Took | None = None
     """What its last attempt took, once it is committed."""
 
 
-Around: TypeAlias = Callable[[Callable[[], Awaitable[Outcome]]], Awaitable[Outcome]]
+Around: TypeAlias = Callable[[Callable[[], Awaitable[Attempted]]], Awaitable[Attempted]]
 """Makes an attempt, and does something before and after it."""
 
 
@@ -92,50 +104,63 @@ class Attempts:
         """Try until the message is handled, or its retries are spent, or it is not ``wanted`` any more.
 
         ``around`` is what each attempt is made in, such as a free slot. Where the database is away, no attempt is
-        spent, and the time until it is back is not counted against the budget.
+        spent. The budget is for the waits between attempts; what the attempts themselves take has its own timeout.
+        Contention spends no attempt: it is tried again, with backoff, for CONTENTION_SECONDS; that of our own
+        statements for as long as it lasts. A message whose handler has lost its connection LOSSES_ALLOWED times, while
+        the database answered others, has failed.
         """
-        retry = task.handler.retry
-        spent = began = 0.0
+        retry, waited, attempt, met, losses = task.handler.retry, 0.0, 1, 0, 0
+        met_at: float | None = None
 
-        async def attempt_once() -> Outcome:
-            nonlocal began
-            began = self._clock.monotonic()
-            return await self.once(task)
+        async def once() -> Attempted:
+            return await around(lambda: self.once(task))
 
-        async def once() -> Outcome:
-            return await around(attempt_once)
-
-        attempt = 0
         while True:
-            attempt += 1
-            outcome: Settled | None = await self._gate.until_settled(once, wanted)
+            outcome: Settled | Contended | Lost | None = await self._gate.until_settled(once, wanted)
             if outcome is None:
                 return Unsettled(DeliveryGone())
-            if isinstance(outcome, Handled):
+            if isinstance(outcome, Contended):
+                met += 1
+                delay = full_jitter(met, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
+                if not outcome.ours:
+                    now = self._clock.monotonic()
+                    met_at = now if met_at is None else met_at
+                    if now - met_at > CONTENTION_SECONDS:
+                        return Failed(outcome.error, "handler_failed", attempts=attempt)
+            elif isinstance(outcome, Lost):
+                losses += 1
+                if losses >= LOSSES_ALLOWED:
+                    return Failed(outcome.error, "connection_lost", attempts=losses)
+                delay = full_jitter(losses, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
+            elif isinstance(outcome, Handled):
                 return replace(outcome, attempts=attempt)
-            if not isinstance(outcome, Failed):
+            elif not isinstance(outcome, Failed):
                 return outcome
-            spent += self._clock.monotonic() - began
-            delay = _policy(retry, outcome.error).delay(attempt, outcome.error, spent, self._chance)
-            if delay is None:
-                return replace(outcome, attempts=attempt)
+            else:
+                wait = retry.delay(attempt, outcome.error, waited, self._chance)
+                if wait is None:
+                    return replace(outcome, attempts=attempt)
+                delay = wait
+                attempt += 1
+                waited += delay
             self._metrics.retried(task.handler)
             log.info(
-                "message %s (%s): attempt %d failed, the next in %.2f s: %s",
+                "message %s (%s): %s, tried again in %.2f s: %s",
                 task.identity.message_id,
                 task.message.type,
-                attempt,
+                "attempt failed" if isinstance(outcome, Failed) else type(outcome).__name__.lower(),
                 delay,
                 type_name(outcome.error) if is_secret(task.message.headers, outcome.error) else named(outcome.error),
             )
             await self._rest.sleep(self._clock, delay)
-            spent += delay
 
-    async def once(self, task: Task) -> Outcome:
+    async def once(self, task: Task) -> Attempted:
         """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
 
-        Any failure of *our* statements is the database's trouble: Unsettled. So is a lost connection while the handler
-        runs or while we commit; that commit may have happened, and then the next attempt is a Duplicate.
+        Any failure of *our* statements is the database's trouble: Unsettled, or Contended where another transaction was
+        in the way. A connection that is lost while the handler runs or while we commit is Lost if the database answers
+        at once on another one, otherwise Unsettled; that commit may have happened, and then the next attempt is a
+        Duplicate.
         """
         try:
             async with Opened(self._sessions) as session:
@@ -143,19 +168,35 @@ class Attempts:
         except BaseException as error:  # whatever it is, the message has no part in it
             if is_stop(error):
                 raise
-            return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
+            return Contended(error, ours=True) if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Handled):
             reach("consumer.after_commit")
+        elif isinstance(outcome, Unsettled) and task.lost and await self._answers():
+            return Lost(outcome.cause)
+        elif isinstance(outcome, Failed) and is_contention(outcome.error):
+            return Contended(outcome.error, ours=task.bookkeeping)
         return outcome
+
+    async def _answers(self) -> bool:
+        """Whether the database lets others work, on another connection and now."""
+        try:
+            async with answering(PROBE_SECONDS), Opened(self._sessions) as session:
+                await session.execute(text("SELECT 1"))
+        except BaseException as error:  # whatever it is, it is no answer
+            if is_stop(error):
+                raise
+            return False
+        return True
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
         async with answering(patience(task.handler)):
-            transaction, connection, began, is_first = await session.run_sync(self._begin, task.identity)
+            transaction, connection, began, is_first = await session.run_sync(self._begin, task)
         if not is_first:
             await self._commit(task, session, transaction)
             return Duplicate()
         called_at = self._clock.monotonic()
         context = copy_context()
+        task.lost = task.bookkeeping = False
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
             call = partial(task.handler, task.message, session, task.event)
             error = await called(task.handler, call, context, turn, deadline, self._metrics)
@@ -168,15 +209,16 @@ class Attempts:
             if error is not None and is_stop(error):
                 raise error
         if error is not None:
+            task.lost = turn.is_lost()
             return judged(error, turn)
         task.took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
         return Handled()
 
-    def _begin(self, session: Session, identity: Identity) -> tuple[SessionTransaction, Connection, float, bool]:
+    def _begin(self, session: Session, task: Task) -> tuple[SessionTransaction, Connection, float, bool]:
         transaction, connection = session.begin(), session.connection()
         reach("consumer.before_inbox_row")
         began = self._clock.monotonic()
-        return transaction, connection, began, self._store.once(connection, identity)
+        return transaction, connection, began, self._store.once(connection, task.identity, idle_limit(task.handler))
 
     async def _commit(self, task: Task, session: AsyncSession, transaction: SessionTransaction) -> None:
         """Commit, and with it the end of the message's starts.
@@ -185,7 +227,9 @@ class Attempts:
         """
         async with answering(patience(task.handler)):
             if task.counted:
+                task.bookkeeping = True
                 await self._store.forget_starts(session, task.identity)
+                task.bookkeeping = False
             await session.run_sync(lambda _: transaction.commit())
 
 
@@ -193,6 +237,11 @@ def patience(handler: Handler) -> float:
     """How long our statements may take: a copy of a message may be under way elsewhere, and then our INSERT rightly
     waits as long as *its* handler may take."""
     return ANSWER_SECONDS + (handler.timeout or PATIENCE_SECONDS)
+
+
+def idle_limit(handler: Handler) -> str:
+    """Milliseconds after which the server may take a silent transaction's process for vanished; 0: never."""
+    return "0" if handler.timeout is None else str(int(1000 * (ANSWER_SECONDS + 2 * handler.timeout)))
 
 
 def may_take(handler: Handler) -> float | None:
@@ -218,8 +267,3 @@ def judged(error: BaseException, turn: HandlersTurn) -> Failed | Unsettled:
         if each is not None and is_away(each):
             return Unsettled(each)
     return Failed(error, REASONS.get(type(error), "handler_failed"))
-
-
-def _policy(retry: Retry, error: BaseException) -> Retry:
-    """The policy for an error: two transactions that met in the database are tried again whatever it says of errors."""
-    return replace(retry, on=(BaseException,), never=()) if is_contention(error) else retry

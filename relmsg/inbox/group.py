@@ -17,7 +17,7 @@ from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Task, judged, patience, proven
+from relmsg.inbox.attempt import Task, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
@@ -109,13 +109,18 @@ class Groups:
         elif turn.was_ended_unseen():
             await session.close()
             await self._take_back(new, fresh[done:])
-        return judged(error, turn)
+        outcome = judged(error, turn)
+        if isinstance(outcome, Unsettled) and turn.is_lost():  # alone it is told whether a message did it
+            return Failed(outcome.cause, "connection_lost")
+        return outcome
 
     def _begin(self, session: Session, tasks: Sequence[Task]) -> tuple[SessionTransaction, Connection, float, New]:
         transaction, connection = session.begin(), session.connection()
         reach("consumer.before_inbox_row")
         began = self._clock.monotonic()
-        return transaction, connection, began, self._store.once_each(connection, [task.identity for task in tasks])
+        identities = [task.identity for task in tasks]
+        new = self._store.once_each(connection, identities, idle_limit(tasks[0].handler))
+        return transaction, connection, began, new
 
     def _forget(self, session: Session, identities: Collection[Identity], written_by: str) -> None:
         self._store.forget_each(session.connection(), identities, written_by)

@@ -25,6 +25,7 @@ Reason: TypeAlias = Literal[
     "undecodable",
     "untrusted",
     "killed_worker",
+    "connection_lost",
 ]
 
 
@@ -59,8 +60,26 @@ class Unsettled:
     cause: BaseException
 
 
+@dataclass(frozen=True, slots=True)
+class Contended:
+    """Another transaction was in the way. Nothing is committed, no attempt is spent, and it is tried again."""
+
+    error: BaseException
+    ours: bool = False
+    """Whether a statement of ours met it: then the message has no part in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The connection was lost while the handler ran, and the database answers all others."""
+
+    error: BaseException
+
+
 Settled: TypeAlias = Handled | Duplicate | Failed
 Outcome: TypeAlias = Settled | Unsettled
+Attempted: TypeAlias = Outcome | Contended | Lost
+"""What became of one attempt; after the last two the same message is tried again."""
 
 
 class HandlerTimeout(RelmsgError):

@@ -15,9 +15,9 @@ from typing import Any
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from relmsg.db.deadline import answering
-from relmsg.db.failures import brief
+from relmsg.db.failures import brief, is_contention
 from relmsg.inbox.identity import Identity
-from relmsg.inbox.outcome import Duplicate, Handled, Outcome, Unsettled
+from relmsg.inbox.outcome import Attempted, Contended, Duplicate, Handled, Unsettled
 from relmsg.inbox.store import Store
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Starts:
         except Exception as error:  # noqa: BLE001 - our own statement: never the message's fault
             return Unsettled(error)
 
-    async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
         """Make an attempt with its start recorded. It stays recorded only if this process does not live to see its end.
 
         It is recorded when the attempt really begins: a message that only waits cannot have killed anybody.
@@ -54,7 +54,7 @@ class Starts:
         try:
             await self._begin(identity)
         except Exception as error:  # noqa: BLE001 - as above
-            return Unsettled(error)
+            return Contended(error, ours=True) if is_contention(error) else Unsettled(error)
         try:
             outcome = await attempt()
         except asyncio.CancelledError:

@@ -12,21 +12,33 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from relmsg.inbox.identity import Identity
 from relmsg.schema import DEFAULT_SCHEMA, quoted, tables
 
-ONCE = """
-INSERT INTO {inbox} (consumer, source, message_id) VALUES (:consumer, :source, :message_id)
-ON CONFLICT DO NOTHING RETURNING 1
+# Our INSERT waits for another transaction's row 200 ms at most, the handler's statements as long as they would without
+# us. Where the server has no limit of its own, a transaction whose process has vanished is ended after `idle`
+# milliseconds, and its rows are free. Set and restored in the statement itself, which costs no way to the server.
+LIMITS = """
+WITH before AS MATERIALIZED (
+    SELECT current_setting('lock_timeout') AS wait, current_setting('idle_in_transaction_session_timeout') AS idle
+), limits AS MATERIALIZED (
+    SELECT set_config('lock_timeout', '200ms', true),
+        set_config('idle_in_transaction_session_timeout', CASE idle WHEN '0' THEN :idle ELSE idle END, true)
+    FROM before
+)"""
+RESTORED = "set_config('lock_timeout', (SELECT wait FROM before), true)"
+ONCE = """{limits}
+INSERT INTO {inbox} (consumer, source, message_id) SELECT :consumer, :source, :message_id FROM limits
+ON CONFLICT DO NOTHING RETURNING {restored}
 """
 # What is new is named only where something is not: in the usual case one number comes back.
-ONCE_EACH = """
-WITH new AS (
+ONCE_EACH = """{limits}, new AS (
     INSERT INTO {inbox} (consumer, source, message_id)
-    SELECT :consumer, t.source, t.message_id FROM unnest(:sources, :message_ids) AS t (source, message_id)
+    SELECT :consumer, t.source, t.message_id FROM limits, unnest(:sources, :message_ids) AS t (source, message_id)
     ON CONFLICT DO NOTHING RETURNING source, message_id
 )
 SELECT count(*) AS count,
     CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(source) END AS sources,
     CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(message_id) END AS message_ids,
-    CAST(CAST(pg_current_xact_id() AS xid) AS text) AS written_by
+    CAST(CAST(pg_current_xact_id() AS xid) AS text) AS written_by,
+    {restored} AS wait
 FROM new
 """
 FORGET_EACH = """
@@ -57,26 +69,28 @@ class Store:
             index_elements=row, set_={"starts": self._attempt.c.starts + 1}
         )
         inbox = quoted(schema, "inbox_message").replace(":", "\\:")
-        self._once = _Prepared(ONCE.format(inbox=inbox))
-        self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox))
+        self._once = _Prepared(ONCE.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
+        self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
         self._forget_each = _Prepared(FORGET_EACH.format(inbox=inbox))
 
-    def once(self, connection: Connection, identity: Identity) -> bool:
+    def once(self, connection: Connection, identity: Identity, idle: str = "0") -> bool:
         """Remember the message; False if it had been remembered before.
 
         Right under concurrency: a second INSERT of the key waits for the first transaction. If that one commits, no row
-        comes back; if it rolls back, this one goes on. Only a committed effect ever makes a duplicate.
+        comes back; if it rolls back, this one goes on; if it does neither for 200 ms, this one fails (55P03), to be
+        tried later. Only a committed effect ever makes a duplicate. ``idle``: milliseconds after which the server may
+        end this transaction if nothing is heard of it.
         """
-        return self._once(connection, identity._asdict()).first() is not None
+        return self._once(connection, identity._asdict() | {"idle": idle}).first() is not None
 
-    def once_each(self, connection: Connection, identities: Collection[Identity]) -> New:
+    def once_each(self, connection: Connection, identities: Collection[Identity], idle: str = "0") -> New:
         """Remember many messages of one consumer, in one statement; tells which of them had not been.
 
         Right under concurrency as ``once`` is. Rows are written in the order of their keys: two processes that have the
         same messages in another order wait for each other, and never in a circle.
         """
         wanted = sorted(set(identities))
-        found = self._once_each(connection, _columns(wanted)).one()
+        found = self._once_each(connection, _columns(wanted) | {"idle": idle}).one()
         if found.count == len(wanted):
             return New(set(wanted), found.written_by)
         consumer = wanted[0].consumer

@@ -181,6 +181,11 @@ class HandlersTurn:
         in_transaction = getattr(driver, "is_in_transaction", None)  # asyncpg; other drivers cannot be asked
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
 
+    def is_lost(self) -> bool:
+        """Whether the connection of this transaction is gone, while those of all other handlers still stand."""
+        others = [each for each in _turns if each is not self._connection]
+        return _is_gone(self._connection) and not any(map(_is_gone, others))
+
     def _lend(self, *arguments: Any, **options: Any) -> Connection:
         self.is_lent = True
         return type(self._sync).connection(self._sync, *arguments, **options)
@@ -197,6 +202,13 @@ class HandlersTurn:
         """:raises HandlerEndedTransaction: always; and it stays refused, should the handler swallow that."""
         self._refused = True
         raise HandlerEndedTransaction
+
+
+def _is_gone(connection: Connection) -> bool:
+    if connection.closed or connection.invalidated:
+        return True
+    is_closed = getattr(connection.connection.driver_connection, "is_closed", None)  # asyncpg
+    return is_closed is not None and bool(is_closed())
 
 
 def _watch(engine: Engine, session_class: type[Session]) -> None:

@@ -16,7 +16,7 @@ from relmsg.inbox.attempt import Around, Attempts, may_take
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
+from relmsg.inbox.outcome import Attempted, DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 
@@ -103,8 +103,8 @@ class _Journey:
         slots = self._worker.slots
         slot = slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else slots.one
 
-        async def around(attempt: Callable[[], Awaitable[Outcome]]) -> Outcome:
-            async def uncancelled() -> Outcome:
+        async def around(attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
+            async def uncancelled() -> Attempted:
                 try:
                     return await attempt()
                 except asyncio.CancelledError as error:

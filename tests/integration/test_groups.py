@@ -352,8 +352,8 @@ async def test_a_group_that_waits_too_long_for_a_lock_has_failed(trial: Trial, e
     assert await trial.outcomes(effect, "1", "2") == [Handled(), Handled()]
 
 
-async def test_a_cut_connection_is_nobodys_fault(trial: Trial) -> None:
-    """A group whose connection is lost is Unsettled; nothing of it is there."""
+async def test_a_cut_connection_splits_the_group(trial: Trial) -> None:
+    """A group that loses its own connection has failed: its messages go on one by one, nothing of it is there."""
 
     async def unlucky(session: AsyncSession, message: Message) -> None:
         await effect(session, message)
@@ -363,7 +363,7 @@ async def test_a_cut_connection_is_nobodys_fault(trial: Trial) -> None:
                 await other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
             await session.execute(text("SELECT 1"))
 
-    assert isinstance(await trial.once(unlucky, "1", "2"), Unsettled)
+    assert isinstance(await trial.once(unlucky, "1", "2"), Failed)
     assert (await trial.effects(), await trial.remembered()) == ([], [])
 
 
