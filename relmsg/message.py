@@ -45,8 +45,7 @@ class Message:
     Of a received message also: ``priority`` as its publisher set it; ``user_id``, the login it was published by, where
     its publisher said so (RabbitMQ lets nobody name another); ``redelivered``, whether the broker had given it to some
     consumer before (False does not mean that it is new); ``expiration``, the time to live it was published with, as a
-    ``timedelta``. relmsg sends one fixed priority and no user id: ``publish`` refuses a message that asks for either,
-    so take them off what you send on, with ``dataclasses.replace(message, priority=None, user_id=None)``.
+    ``timedelta``. ``publish`` sends neither a priority of the caller's choice nor a user id nor ``redelivered``.
 
     Nothing is checked here: ``publish`` checks the whole message, where an error can still undo the caller's work.
     """
