@@ -8,6 +8,7 @@ from sqlalchemy import URL, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from relmsg.db.pooler import Connector
 from relmsg.errors import SettingsError
 
 CONNECT_SECONDS = 10.0
@@ -39,7 +40,8 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
 
     Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
     connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
-    ``application_name``. Nothing is connected yet.
+    ``application_name``. The same URL works directly and through PgBouncer, in session and in transaction mode. Nothing
+    is connected yet.
 
     :raises SettingsError: for a URL of another kind.
     """
@@ -47,7 +49,7 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     query = dict(parsed.query)
     name = query.pop("application_name", "relmsg")
     options.setdefault("isolation_level", "READ COMMITTED")
-    connect_args: dict[str, Any] = dict(options.pop("connect_args", {}))
+    connect_args: dict[str, Any] = Connector().connect_args | dict(options.pop("connect_args", {}))
     connect_args.setdefault("timeout", CONNECT_SECONDS)
     connect_args["server_settings"] = {"application_name": str(name)} | dict(connect_args.get("server_settings", {}))
     if "timeout" in query:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from compose.services import trees
-from compose.services.environment import AMQP_URL, DATABASE_URL, MARIADB_URL
+from compose.services.environment import AMQP_URL, DATABASE_URL, MARIADB_URL, PATH
 from compose.services.errors import ServicesError
 from compose.services.installing import MariaDBPrograms, install, mariadb_programs, postgres_bin, rabbitmq_sbin
 from compose.services.progress import Report
@@ -84,6 +84,19 @@ def find_mariadb(report: Report) -> MariaDBPrograms:
     if found := mariadb_programs():
         return found
     raise ServicesError("MariaDB: installed, yet not found where Debian puts it")
+
+
+def find_pgbouncer(report: Report) -> Path:
+    """PgBouncer, whichever version this machine has.
+
+    :raises ServicesError: if it is missing and cannot be had, which takes root and apt-get.
+    """
+    path = os.pathsep.join([os.environ.get("PATH", ""), PATH])
+    if not shutil.which("pgbouncer", path=path):
+        _install(["pgbouncer"], "put it on PATH", report)
+    if found := shutil.which("pgbouncer", path=path):
+        return Path(found)
+    raise ServicesError("PgBouncer: installed, yet not found on PATH")
 
 
 def _install(missing: list[str], instead: str, report: Report) -> None:
