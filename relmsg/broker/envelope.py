@@ -150,20 +150,28 @@ def outbox_id(message: Message) -> UUID:
 
     :raises PropertyRefused: the id is not a UUID, or a UUID in another spelling than the one that would be sent.
     """
-    if isinstance(message.id, UUID):
-        return message.id
-    try:
-        parsed = UUID(message.id)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise PropertyRefused(
-            f"message id {message.id!r} is not a UUID: use Message.id_for({message.id!r}) to make one of it"
-        ) from error
-    if str(parsed) != message.id:
+    parsed = uuid_of(message.id)
+    if isinstance(message.id, str) and str(parsed) != message.id:
         raise PropertyRefused(
             f"message id {message.id!r} would be sent as {str(parsed)!r}, and consumers would take the two for "
             f"different messages: give UUID({message.id!r})"
         )
     return parsed
+
+
+def uuid_of(given: UUID | str) -> UUID:
+    """The UUID that a text spells, in any spelling.
+
+    :raises PropertyRefused: it spells none.
+    """
+    if isinstance(given, UUID):
+        return given
+    try:
+        return UUID(given)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise PropertyRefused(
+            f"message id {given!r} is not a UUID: use Message.id_for({given!r}) to make one of it"
+        ) from error
 
 
 def _traced(headers: Any) -> Any:

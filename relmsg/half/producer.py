@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
-from relmsg.broker.envelope import MAX_BODY_BYTES, outbox_id, seal
+from relmsg.broker.envelope import MAX_BODY_BYTES, seal, uuid_of
 from relmsg.broker.wire import Publication
 from relmsg.clock import Clock, SystemClock
 from relmsg.errors import UsageError
@@ -299,7 +299,7 @@ class HalfProducer:
 
     async def _decide(self, half_id: UUID | str, resolution: Resolution) -> HalfState:
         self._require_running()
-        return await self._decisions.take(outbox_id(Message(id=half_id)), resolution, is_prepared=False)
+        return await self._decisions.take(uuid_of(half_id), resolution, is_prepared=False)
 
     def _require_running(self) -> None:
         if self._running is None:
