@@ -75,6 +75,8 @@ def record_oldest() -> None:
 
 
 with context.begin_transaction():
+    if context.is_offline_mode():  # otherwise the caller has set it, and takes it back
+        execute("SET LOCAL search_path = pg_catalog")
     await_vacuum()
     execute(f"SET LOCAL lock_timeout = '{LOCK_WAIT}'")
     # CREATE SCHEMA IF NOT EXISTS asks for the CREATE permission on the database even where the schema exists.

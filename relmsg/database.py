@@ -9,6 +9,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from relmsg.db.pooler import Connector
+from relmsg.db.search_path import SEARCH_PATH, SearchPath
 from relmsg.errors import SettingsError
 
 CONNECT_SECONDS = 10.0
@@ -36,7 +37,9 @@ def normalised(url: str | URL) -> URL:
 
 
 def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
-    """An engine for ``postgresql://`` or ``postgresql+asyncpg://``; options are those of ``create_async_engine``.
+    """An engine for relmsg's own statements, on ``postgresql://`` or ``postgresql+asyncpg://``; options are those of
+    ``create_async_engine``. Its ``search_path`` is ``pg_catalog``: name every table with its schema. For statements of
+    your own take ``create_async_engine``.
 
     Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
     connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
@@ -49,12 +52,19 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     query = dict(parsed.query)
     name = query.pop("application_name", "relmsg")
     options.setdefault("isolation_level", "READ COMMITTED")
-    connect_args: dict[str, Any] = Connector().connect_args | dict(options.pop("connect_args", {}))
+    connector = Connector()
+    connect_args: dict[str, Any] = connector.connect_args | dict(options.pop("connect_args", {}))
     connect_args.setdefault("timeout", CONNECT_SECONDS)
-    connect_args["server_settings"] = {"application_name": str(name)} | dict(connect_args.get("server_settings", {}))
+    connect_args["server_settings"] = {
+        "application_name": str(name),
+        **connect_args.get("server_settings", {}),
+        "search_path": SEARCH_PATH,
+    }
     if "timeout" in query:
         connect_args.pop("timeout")
-    return create_async_engine(parsed.set(query=query), connect_args=connect_args, **options)
+    engine = create_async_engine(parsed.set(query=query), connect_args=connect_args, **options)
+    SearchPath(connector).attach(engine)
+    return engine
 
 
 def read_committed_sessions(engine: AsyncEngine) -> None:

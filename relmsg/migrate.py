@@ -23,6 +23,7 @@ from relmsg.database import create_engine
 from relmsg.db import indexes
 from relmsg.db.failures import is_contention, translated
 from relmsg.db.revisions import Revision, concurrent_indexes, location, revisions
+from relmsg.db.search_path import local_search_path
 from relmsg.db.versions import OLDEST_TABLE, REVISION_TABLE, VERSION_TABLES, Recorded, present, recorded
 from relmsg.errors import DatabaseAway, SchemaError, UsageError
 from relmsg.retry import full_jitter
@@ -87,7 +88,11 @@ def upgrade_connection(connection: Connection, schema: str | None = None) -> lis
             "relmsg's tables depend on what the database holds, and `alembic upgrade --sql` asks none: write them by "
             "`relmsg db sql` (or `relmsg db sql --since REVISION`) and run that beside yours"
         )
-    schema = schema_in_force(schema)
+    with local_search_path(connection):
+        return _upgrade(connection, schema_in_force(schema))
+
+
+def _upgrade(connection: Connection, schema: str) -> list[str]:
     connection.execute(text("SET LOCAL lock_timeout = '60s'"))
     connection.execute(
         text("SELECT pg_advisory_xact_lock(hashtextextended('relmsg db upgrade ' || CAST(:schema AS text), 0))"),
@@ -220,8 +225,13 @@ def _known() -> tuple[Revision, ...]:
     return revisions(location())
 
 
-async def _on(bind: AsyncEngine | AsyncConnection, read: Callable[[Connection, str], T], schema: str) -> T:
+async def _on(bind: AsyncEngine | AsyncConnection, look: Callable[[Connection, str], T], schema: str) -> T:
     """Read in the connection's transaction, or in one of its own that is rolled back."""
+
+    def read(connection: Connection, schema: str) -> T:
+        with local_search_path(connection):
+            return look(connection, schema)
+
     with translated(bind.engine.url):
         if isinstance(bind, AsyncEngine):
             async with bind.connect() as connection:

@@ -17,10 +17,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for compose.local and tests.support
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from compose.local import Services, ServicesError
-from relmsg.database import create_engine
 from tests.support.broker import Broker
 from tests.support.databases import Databases
 from tests.support.processes import Processes
@@ -75,8 +74,8 @@ async def database_url(databases: Databases) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    """An engine on this test's database."""
-    engine = create_engine(database_url)
+    """An engine on this test's database, as an application has one."""
+    engine = create_async_engine(database_url)
     yield engine
     await engine.dispose()
 

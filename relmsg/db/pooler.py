@@ -68,16 +68,17 @@ class Connector:
             except asyncpg.PostgresError as error:
                 if UNSUPPORTED not in str(error):
                     raise
-                left_out = sorted(set(options.get("server_settings") or {}) - set(ALWAYS_TAKEN))
-                if not left_out:
+                refused = set(options.get("server_settings") or {}) - set(ALWAYS_TAKEN)
+                if not refused:
                     raise
                 self._refused = True
-                log.warning(
-                    "%s: this pooler takes no startup parameters, so %s are not set; set them for the role: "
-                    "ALTER ROLE … SET",
-                    error,
-                    ", ".join(left_out),
-                )
+                if left_out := sorted(refused - {"search_path"}):  # each transaction sets that one (search_path.py)
+                    log.warning(
+                        "%s: this pooler takes no startup parameters, so %s are not set; set them for the role: "
+                        "ALTER ROLE … SET",
+                        error,
+                        ", ".join(left_out),
+                    )
         settings = {name: value for name, value in options["server_settings"].items() if name in ALWAYS_TAKEN}
         return await asyncpg.connect(*args, **options | {"server_settings": settings})
 

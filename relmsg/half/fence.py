@@ -13,14 +13,15 @@ tested.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import (
     Column,
+    ColumnElement,
     DateTime,
     Engine,
     MetaData,
@@ -31,6 +32,7 @@ from sqlalchemy import (
     func,
     insert,
     inspect,
+    literal,
     select,
 )
 from sqlalchemy.dialects import postgresql
@@ -38,6 +40,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from relmsg.db.failures import brief
+from relmsg.db.search_path import equals
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
 from relmsg.half.lock_wait import waiting_at_most
 from relmsg.half.state import Resolution
@@ -176,7 +179,7 @@ class Fence:
             # By their keys: MariaDB would otherwise lock each row it looks at, and hold up those who insert.
             some = select(fence.half_id).where(fence.decided_at < before).limit(PRUNED_AT_ONCE)
             while keys := (await connection.scalars(some)).all():
-                await connection.execute(delete(self.table).where(fence.half_id.in_(keys)))
+                await connection.execute(delete(self.table).where(_is_any(connection, fence, keys)))
                 await connection.commit()
                 pruned += len(keys)
         return pruned
@@ -201,7 +204,7 @@ class Fence:
         return True
 
     async def _read(self, connection: AsyncConnection, key: str) -> Resolution | None:
-        query = select(self.table.c.resolution).where(self.table.c.half_id == key)
+        query = select(self.table.c.resolution).where(_is(connection, self.table.c, key))
         if connection.dialect.name in ("mariadb", "mysql"):  # a plain read there shows what was when the tx began
             query = query.with_for_update(read=True)
         found = await connection.scalar(query)
@@ -214,6 +217,19 @@ def _key(half_id: UUID | str) -> str:
         return str(half_id if isinstance(half_id, UUID) else UUID(half_id))
     except (ValueError, AttributeError, TypeError):
         raise UsageError(f"half id {half_id!r}: it is a UUID, the id of the half message") from None
+
+
+def _is(connection: AsyncConnection, fence: Any, key: str) -> ColumnElement[bool]:
+    """Whether a row is that of the key, by no operator but the database's own."""
+    column = fence.half_id
+    return equals(column, key) if connection.dialect.name == "postgresql" else column == key
+
+
+def _is_any(connection: AsyncConnection, fence: Any, keys: Sequence[str]) -> ColumnElement[bool]:
+    column = fence.half_id
+    if connection.dialect.name == "postgresql":
+        return equals(column, func.any(literal(keys, postgresql.ARRAY(String))))
+    return column.in_(keys)  # type: ignore[no-any-return]
 
 
 def _hold_together(connection: AsyncConnection) -> None:

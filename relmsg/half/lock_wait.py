@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from sqlalchemy import func, select, text
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 
@@ -22,7 +22,7 @@ async def waiting_at_most(connection: AsyncConnection, seconds: float) -> AsyncI
     match connection.dialect.name:
         case "postgresql":
             # Until the end of the transaction, which is all that ever waits: the read after it takes no lock.
-            await connection.execute(select(func.set_config("lock_timeout", f"{math.ceil(seconds * 1000)}ms", True)))
+            await connection.execute(text(f"SET LOCAL lock_timeout = '{math.ceil(seconds * 1000)}ms'"))
             yield
         case "mariadb" | "mysql":
             # The second one is for those who wait for ALTER TABLE: by default a day (MariaDB) or a year (MySQL).

@@ -15,6 +15,7 @@ from relmsg.broker.envelope import Envelope
 from relmsg.database import read_committed_sessions
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, failure_kind, sqlstate
+from relmsg.db.search_path import is_set_by_statement
 from relmsg.errors import DatabaseAway
 from relmsg.half import statements as sql
 from relmsg.half.half import MILLISECOND, Half
@@ -86,7 +87,8 @@ class HalfStore:
         max_checks: int = 15,
     ) -> None:
         read_committed_sessions(engine)
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._engine = engine
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
         self._names = {"half": quoted(schema, "half_message"), "outbox": quoted(schema, "outbox_message")}
         self._defaults = (check_after, check_every, max_checks)
 
@@ -224,7 +226,8 @@ class HalfStore:
             raise DatabaseAway(brief(error)) from error
 
     async def _execute(self, statement: str, values: Sequence[object]) -> Sequence[Any]:
-        async with answering(ANSWER_SECONDS), self._engine.connect() as connection:
+        opened = self._engine.begin() if is_set_by_statement(self._engine) else self._autocommit.connect()
+        async with answering(ANSWER_SECONDS), opened as connection:
             result = await connection.exec_driver_sql(statement.format(**self._names), tuple(values))
             return result.all() if result.returns_rows else ()
 

@@ -8,10 +8,12 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, async_sessionmaker
 
 from relmsg.clock import Clock
 from relmsg.db.failures import brief, sqlstate
+from relmsg.db.search_path import SET_LOCAL
 from relmsg.inbox.pruning import Pruned, Pruning, forget_all
 
 log = logging.getLogger(__name__)
@@ -101,7 +103,9 @@ class Pruner:
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         async with self._sessions() as session, session.begin():
-            yield await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+            connection = await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+            await connection.execute(text(SET_LOCAL))  # this session is the user's, this transaction ours
+            yield connection
 
     def _tell(self, error: Exception) -> None:
         if sqlstate(error) == REFUSED:

@@ -9,21 +9,26 @@ from sqlalchemy import ARRAY, ColumnElement, Connection, Dialect, Text, bindpara
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from relmsg.db.search_path import equals
 from relmsg.inbox.identity import Identity
 from relmsg.schema import DEFAULT_SCHEMA, quoted, tables
 
+# All names by their schema: these run in the user's session, under the user's search_path (docs/decisions/0120).
+#
 # Our INSERT waits for another transaction's row 200 ms at most, the handler's statements as long as they would without
 # us. Where the server has no limit of its own, a transaction whose process has vanished is ended after `idle`
 # milliseconds, and its rows are free. Set and restored in the statement itself, which costs no way to the server.
 LIMITS = """
 WITH before AS MATERIALIZED (
-    SELECT current_setting('lock_timeout') AS wait, current_setting('idle_in_transaction_session_timeout') AS idle
+    SELECT pg_catalog.current_setting('lock_timeout') AS wait,
+        pg_catalog.current_setting('idle_in_transaction_session_timeout') AS idle
 ), limits AS MATERIALIZED (
-    SELECT set_config('lock_timeout', '200ms', true),
-        set_config('idle_in_transaction_session_timeout', CASE idle WHEN '0' THEN :idle ELSE idle END, true)
+    SELECT pg_catalog.set_config('lock_timeout', '200ms', true),
+        pg_catalog.set_config('idle_in_transaction_session_timeout',
+            CASE WHEN idle OPERATOR(pg_catalog.=) '0' THEN :idle ELSE idle END, true)
     FROM before
 )"""
-RESTORED = "set_config('lock_timeout', (SELECT wait FROM before), true)"
+RESTORED = "pg_catalog.set_config('lock_timeout', (SELECT wait FROM before), true)"
 ONCE = """{limits}
 INSERT INTO {inbox} (consumer, source, message_id) SELECT :consumer, :source, :message_id FROM limits
 ON CONFLICT DO NOTHING RETURNING {restored}
@@ -31,20 +36,25 @@ ON CONFLICT DO NOTHING RETURNING {restored}
 # What is new is named only where something is not: in the usual case one number comes back.
 ONCE_EACH = """{limits}, new AS (
     INSERT INTO {inbox} (consumer, source, message_id)
-    SELECT :consumer, t.source, t.message_id FROM limits, unnest(:sources, :message_ids) AS t (source, message_id)
+    SELECT :consumer, t.source, t.message_id
+    FROM limits, ROWS FROM (pg_catalog.unnest(:sources), pg_catalog.unnest(:message_ids)) AS t (source, message_id)
     ON CONFLICT DO NOTHING RETURNING source, message_id
 )
-SELECT count(*) AS count,
-    CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(source) END AS sources,
-    CASE WHEN count(*) < cardinality(:message_ids) THEN array_agg(message_id) END AS message_ids,
-    CAST(CAST(pg_current_xact_id() AS xid) AS text) AS written_by,
+SELECT pg_catalog.count(*) AS count,
+    CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.<) pg_catalog.cardinality(:message_ids)
+        THEN pg_catalog.array_agg(source) END AS sources,
+    CASE WHEN pg_catalog.count(*) OPERATOR(pg_catalog.<) pg_catalog.cardinality(:message_ids)
+        THEN pg_catalog.array_agg(message_id) END AS message_ids,
+    CAST(CAST(pg_catalog.pg_current_xact_id() AS pg_catalog.xid) AS pg_catalog.text) AS written_by,
     {restored} AS wait
 FROM new
 """
 FORGET_EACH = """
-DELETE FROM {inbox} AS i USING unnest(:sources, :message_ids) AS t (source, message_id)
-WHERE i.consumer = :consumer AND i.source = t.source AND i.message_id = t.message_id
-    AND i.xmin = CAST(:written_by AS xid)
+DELETE FROM {inbox} AS i
+USING ROWS FROM (pg_catalog.unnest(:sources), pg_catalog.unnest(:message_ids)) AS t (source, message_id)
+WHERE i.consumer OPERATOR(pg_catalog.=) :consumer AND i.source OPERATOR(pg_catalog.=) t.source
+    AND i.message_id OPERATOR(pg_catalog.=) t.message_id
+    AND i.xmin OPERATOR(pg_catalog.=) CAST(:written_by AS pg_catalog.xid)
 """
 
 
@@ -132,9 +142,9 @@ class Store:
     def _is(self, identity: Identity) -> tuple[ColumnElement[bool], ...]:
         columns = self._attempt.c
         return (
-            columns.consumer == identity.consumer,
-            columns.source == identity.source,
-            columns.message_id == identity.message_id,
+            equals(columns.consumer, identity.consumer),
+            equals(columns.source, identity.source),
+            equals(columns.message_id, identity.message_id),
         )
 
 

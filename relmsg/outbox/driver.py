@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from relmsg.broker.answer import really_cancelled
 from relmsg.database import READ_COMMITTED
 from relmsg.db.failures import waited_for
+from relmsg.db.search_path import SET_LOCAL, is_set_by_statement
 from relmsg.errors import DatabaseAway
 
 PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
@@ -48,6 +49,7 @@ class Driver:
         self._deadline = deadline
         self._connection: AsyncConnection | None = None
         self._raw: Any = None
+        self._sets_path = False
         self._lock = asyncio.Lock()
 
     async def fetch(self, sql: str, *args: object) -> Sequence[Any]:
@@ -60,7 +62,7 @@ class Driver:
             try:
                 async with asyncio.timeout(self._deadline):
                     raw = self._raw or await self._connect()
-                    records: Sequence[Any] = await raw.fetch(sql, *args)
+                    records: Sequence[Any] = await self._fetch(raw, sql, args)
             except asyncio.CancelledError as error:
                 await self._drop()
                 if really_cancelled():
@@ -87,9 +89,17 @@ class Driver:
         async with self._lock:
             await self._drop()
 
+    async def _fetch(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
+        if not self._sets_path:
+            return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
+        async with raw.transaction():
+            await raw.execute(SET_LOCAL)
+            return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
+
     async def _connect(self) -> Any:
         self._connection = await self._engine.connect()
         self._raw = (await self._connection.get_raw_connection()).driver_connection
+        self._sets_path = is_set_by_statement(self._engine)
         await self._raw.execute(f"{READ_COMMITTED}; {self._planning}")
         return self._raw
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import Connection, Insert, Interval, bindparam, func
+from sqlalchemy import ColumnElement, Connection, DateTime, Insert, Interval, bindparam, func, literal
 
 from relmsg.broker.envelope import Envelope
 from relmsg.outbox.direct import Direct, Transaction
@@ -61,10 +61,12 @@ def sealed_row(message_id: UUID, envelope: Envelope) -> SealedRow:
 
 NAMES = SealedRow._fields
 TYPES = {"message_id": "uuid", "body": "bytea", "occurred_at": "timestamptz", "expires_in": "interval"}
-PLACES = [f"${place}::{TYPES.get(name, 'text')}" for place, name in enumerate(NAMES, 1)]
+# All types, functions and operators by their schema: this runs in the user's session, under the user's search_path
+# (docs/decisions/0120).
+PLACES = [f"${place}::pg_catalog.{TYPES.get(name, 'text')}" for place, name in enumerate(NAMES, 1)]
 # Headers travel as text and are cast by the server: a codec that the user's engine has for jsonb would encode them
 # once more.
-WRITTEN = {"headers": "{}::jsonb", "expires_in": "clock_timestamp() + {}"}
+WRITTEN = {"headers": "{}::pg_catalog.jsonb", "expires_in": "pg_catalog.clock_timestamp() OPERATOR(pg_catalog.+) {}"}
 TARGET = ", ".join("expires_at" if name == "expires_in" else name for name in NAMES)
 
 
@@ -81,9 +83,7 @@ class Insertion:
         self._one = f"{self._into} VALUES ({_written(PLACES)})"
         self._many: dict[frozenset[int], str] = {}
         self._table = tables(schema).outbox_message
-        self._core = self._table.insert().values(
-            expires_at=func.clock_timestamp() + bindparam("expires_in", type_=Interval())
-        )
+        self._core = self._table.insert().values(expires_at=_after(bindparam("expires_in", type_=Interval())))
 
     @staticmethod
     @lru_cache
@@ -115,7 +115,7 @@ class Insertion:
         values = _as_columns(row)
         expires_in = values.pop("expires_in")
         return self._table.insert().values(
-            **values, expires_at=None if expires_in is None else func.clock_timestamp() + expires_in
+            **values, expires_at=None if expires_in is None else _after(literal(expires_in, Interval()))
         )
 
     def _statements(self, rows: Sequence[SealedRow]) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -139,12 +139,18 @@ class Insertion:
         others as arrays. Ids are drawn after the sort, so their order is that of the arrays.
         """
         sources = [NAMES[place] if place in varying else PLACES[place] for place in range(len(NAMES))]
-        arrays = ", ".join(f"{PLACES[place]}[]" for place in sorted(varying))
+        # unnest(a, b) is not found by its schema; one by one it is.
+        arrays = ", ".join(f"pg_catalog.unnest({PLACES[place]}[])" for place in sorted(varying))
         names = ", ".join(NAMES[place] for place in sorted(varying))
         return (
             f"{self._into} SELECT {_written(sources)} "  # noqa: S608 - all names are ours or quoted
-            f"FROM unnest({arrays}) WITH ORDINALITY AS m ({names}, place) ORDER BY place"
+            f"FROM ROWS FROM ({arrays}) WITH ORDINALITY AS m ({names}, place) ORDER BY place"
         )
+
+
+def _after(span: ColumnElement[timedelta]) -> ColumnElement[datetime]:
+    now = func.pg_catalog.clock_timestamp(type_=DateTime(timezone=True))
+    return now.op("OPERATOR(pg_catalog.+)", return_type=DateTime(timezone=True))(span)
 
 
 def _json(headers: Mapping[str, Any]) -> str:

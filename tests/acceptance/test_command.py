@@ -22,12 +22,11 @@ MODULE = """
 import asyncio, logging, os, time
 
 import aio_pika
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Inbox, Message
-from relmsg.database import create_engine
 
-inbox = Inbox("billing", async_sessionmaker(create_engine(os.environ["RELMSG_DATABASE_URL"])))
+inbox = Inbox("billing", async_sessionmaker(create_async_engine(os.environ["RELMSG_DATABASE_URL"])))
 
 
 async def boom() -> None:

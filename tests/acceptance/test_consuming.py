@@ -22,14 +22,13 @@ import asyncio, os, signal
 from pathlib import Path
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
-from relmsg.database import create_engine
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
 from relmsg.retry import Retry
 
-engine = create_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=12)
+engine = create_async_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=12)
 inbox = Inbox("billing", async_sessionmaker(engine))
 
 

@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.body import ContentBody
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from compose.local import Services
 from relmsg.broker.acks import ALONE_SECONDS
@@ -20,7 +20,6 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.subscriber import Delivery, QueueMissing, Subscriber
 from relmsg.broker.wire import Publication
-from relmsg.database import create_engine
 from relmsg.errors import AccessRefused, BrokerAway, DatabaseAway, SchemaError
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
@@ -698,7 +697,7 @@ async def test_services_that_are_away_are_told_at_the_start(
         await inbox.run("amqp://guest:guest@127.0.0.1:1/")
     with pytest.raises(AccessRefused):
         await inbox.run(amqp_url.replace("@", "x@"))
-    elsewhere = create_engine("postgresql+asyncpg://user:password@127.0.0.1:1/nowhere")
+    elsewhere = create_async_engine("postgresql+asyncpg://user:password@127.0.0.1:1/nowhere")
     away = Inbox("billing", async_sessionmaker(elsewhere))
     away.handler("order.placed", queue=QUEUE)(effect)
     with pytest.raises(DatabaseAway):

@@ -10,10 +10,9 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg.clock import SystemClock
-from relmsg.database import create_engine
 from relmsg.inbox.attempt import Attempts, Task
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handler import Handler, parameters
@@ -128,7 +127,7 @@ async def test_ten_copies_at_once_take_effect_once(trial: Trial) -> None:
 
 async def test_copies_at_repeatable_read_take_effect_once(database_url: str, trial: Trial, engine: AsyncEngine) -> None:
     """Where the waiting copy gets a serialisation failure instead, it is tried again and is a duplicate then (C4)."""
-    strict = create_engine(database_url, isolation_level="REPEATABLE READ", pool_size=10)
+    strict = create_async_engine(database_url, isolation_level="REPEATABLE READ", pool_size=10)
     outcomes = await asyncio.gather(*(Trial(async_sessionmaker(strict)).handle(effect) for _ in range(6)))
     assert sorted(type(each).__name__ for each in outcomes) == ["Duplicate"] * 5 + ["Handled"]
     assert await trial.committed() == (1, 1)
@@ -437,7 +436,7 @@ async def test_a_database_that_swallows_packets_is_away(
     """Where nothing is refused and nothing answers, our statements have a deadline, and no attempt is spent."""
     monkeypatch.setattr("relmsg.inbox.attempt.ANSWER_SECONDS", 0.2)
     async with Proxy.before(database_url) as proxy:
-        far = create_engine(proxy.through(database_url))
+        far = create_async_engine(proxy.through(database_url))
         through = Trial(async_sessionmaker(far))
         assert isinstance(await through.once(effect, "1"), Handled)
         proxy.blackhole()

@@ -9,11 +9,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Inbox, Message
 from relmsg.broker.subscriber import QueueMissing
-from relmsg.database import create_engine
 from relmsg.errors import BrokerAway, DatabaseAway, InboxEnded, UsageError
 from relmsg.testing import eventually
 from tests.support.broker import Broker
@@ -95,7 +94,7 @@ async def test_a_service_that_is_away_is_waited_for_or_raised(
     async with Proxy.before(service) as proxy:
         database = database_url if away is BrokerAway else proxy.through(database_url)
         url = proxy.through(amqp_url) if away is BrokerAway else amqp_url
-        engine = create_engine(database)
+        engine = create_async_engine(database)
         inbox, handled = billing(async_sessionmaker(engine))
         await proxy.refuse()
         with pytest.raises(away):

@@ -78,8 +78,8 @@ async def test_a_consumer_has_the_schema_of_its_settings_file(
         "import os\n"
         "from sqlalchemy.ext.asyncio import async_sessionmaker\n"
         "from relmsg import Inbox, Message\n"
-        "from relmsg.database import create_engine\n"
-        "inbox = Inbox('billing', async_sessionmaker(create_engine(os.environ['RELMSG_DATABASE_URL'])))\n"
+        "from sqlalchemy.ext.asyncio import create_async_engine\n"
+        "inbox = Inbox('billing', async_sessionmaker(create_async_engine(os.environ['RELMSG_DATABASE_URL'])))\n"
         "@inbox.handler('order.placed', queue='orders')\n"
         "async def handle(message: Message) -> None: ...\n"
     )
