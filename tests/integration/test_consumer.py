@@ -274,7 +274,7 @@ async def test_publishers_that_know_nothing_of_relmsg_are_welcome(
 async def test_headers_that_cannot_be_sent_again_do_not_stop_the_error_copy(
     inbox: Inbox, broker: Broker, amqp_url: str, queue: str
 ) -> None:
-    """A 125 KB header and a string that is not UTF-8: the error copy arrives, small, and names both (C16, C17)."""
+    """The error copy arrives without a header of 125 KB, which it names, and with bytes of no UTF-8 (C16, C17)."""
 
     @inbox.handler("order.placed", queue=QUEUE, retry=Retry(attempts=1))
     async def fail(message: Message) -> None:
@@ -284,15 +284,15 @@ async def test_headers_that_cannot_be_sent_again_do_not_stop_the_error_copy(
     async with running(inbox, amqp_url):
         (copy,) = await in_errors(broker)
     assert copy.headers["tenant"] == "acme"
-    assert copy.headers["latin"] == "base64:Y2Fm6Q=="
+    assert copy.headers["latin"] == b"caf\xe9"
     assert "huge" not in copy.headers
-    assert copy.headers["relmsg-sanitised-headers"] == "huge (dropped), latin"
+    assert copy.headers["relmsg-sanitised-headers"] == "huge (dropped)"
 
 
 async def test_properties_that_cannot_be_read_cost_one_message_and_no_connection(
     inbox: Inbox, sessions: Any, broker: Broker, amqp_url: str, queue: str
 ) -> None:
-    """B1: a timestamp beyond all calendars and a type in Latin-1 go to the error queue; neighbours take effect."""
+    """B1: a type in Latin-1 goes to the error queue; of a timestamp beyond all calendars only the property is lost."""
 
     @inbox.handler("order.placed", queue=QUEUE)
     async def handle(message: Message, session: AsyncSession) -> None:
@@ -318,12 +318,10 @@ async def test_properties_that_cannot_be_read_cost_one_message_and_no_connection
         )
         await channel.close()
     async with running(inbox, amqp_url):
-        copies = await in_errors(broker, 2)
-        await settled(inbox, handled=2, failed=2)
-    assert {(copy.message_id, copy.headers["relmsg-error-reason"], copy.body) for copy in copies} == {
-        ("2", "undecodable", b"body"),
-        ("3", "undecodable", b"body"),
-    }
+        (copy,) = await in_errors(broker)
+        await settled(inbox, handled=3, failed=1)
+    assert (copy.message_id, copy.headers["relmsg-error-reason"], copy.body) == ("3", "undecodable", b"body")
+    assert sorted(await effects(sessions)) == ["1", "2", "4"]
 
 
 class _Latin(str):
