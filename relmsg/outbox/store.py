@@ -136,7 +136,8 @@ UPDATE {outbox_message} AS o SET parked_at = clock_timestamp(), attempts = o.att
 # note: why a destination is held, told on its probe row only: one dead row version a probe, not one a message.
 NOTE = """
 UPDATE {outbox_message} AS o SET last_error = n.reason, attempts = o.attempts + n.attempts
-  FROM unnest($1::bigint[], $2::text[], $3::int[]) AS n(id, reason, attempts) WHERE o.id = n.id
+  FROM unnest($1::bigint[], $2::text[], $3::int[]) AS n(id, reason, attempts)
+ WHERE o.id = n.id AND o.parked_at IS NULL
 """
 
 # unchanged: which of these rows still wait for the same destination; an operator may redirect, park or drop them.

@@ -20,7 +20,7 @@ from relmsg.outbox.metrics import RelayMetrics
 from relmsg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_BOTH = {"amqp_url", "probes"}
+OF_BOTH = {"amqp_url", "probes", "log_level", "log_format"}
 OF_CONSUMER = {"prefetch", "concurrency", "consumer_drain"}
 OF_NEITHER = {"config", "management_url"}
 WITHOUT_DEFAULT = {"database_url", "amqp_url", "relay_name", "prefetch"}  # the last follows the handlers of a queue
