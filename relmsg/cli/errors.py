@@ -200,7 +200,7 @@ class _Report:
 
     def tell(self, line: str) -> None:
         """A line for a person: with --json stdout belongs to the program."""
-        (sys.stderr if self.json else sys.stdout).write(line + "\n")
+        (sys.stderr if self.json else sys.stdout).write(output.printable(line) + "\n")
         sys.stdout.flush()
 
     def print(self, queue: str, matching: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
+from relmsg.cli.escape import escaped, escaped_json, escaped_trace
 from relmsg.exceptions import trace_of
 
 # Its lines are left out: at DEBUG it logs bodies, and its warnings say in tracebacks what relmsg says in a sentence.
@@ -34,10 +35,21 @@ def log_to_stderr(level: str = "info", form: str = "text") -> None:
 
 
 class _Text(logging.Formatter):
-    """One line an event, and behind it the trace of its exception, which may be anybody's."""
+    """One line an event, and behind it the trace of its exception, indented. Both are escaped: they may hold the words
+    of whoever sent a message."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        parts = [escaped(self.formatMessage(record))]
+        if record.exc_info:
+            parts.append(escaped_trace(self.formatException(record.exc_info)))
+        if record.stack_info:
+            parts.append(escaped_trace(record.stack_info))
+        return "\n".join(parts)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
         return trace_of(ei[1]) if ei[1] is not None else ""
@@ -58,7 +70,7 @@ class _Json(_Text):
         if record.stack_info:
             told["stack"] = record.stack_info
         extra = {name: value for name, value in vars(record).items() if name not in _OWN}
-        return json.dumps(extra | told, default=str, ensure_ascii=False)
+        return escaped_json(json.dumps(extra | told, default=str, ensure_ascii=False))
 
 
 def leave_out_amqp_library(loop: asyncio.AbstractEventLoop) -> None:

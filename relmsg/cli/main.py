@@ -12,6 +12,7 @@ import typer
 
 from relmsg import failpoint
 from relmsg.cli import bench, consume, database, errors, half, inbox, options, outbox, output, relay, topology
+from relmsg.cli.escape import escaped_trace
 from relmsg.db.failures import translate
 from relmsg.errors import RelmsgError
 from relmsg.exceptions import trace_of
@@ -109,7 +110,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
         output.complain(redact(str(known)))
         return known.exit_code
     if debug:
-        sys.stderr.write(redact(trace_of(error)))
+        sys.stderr.write(escaped_trace(redact(trace_of(error))) + "\n")
     output.complain(
         f"unexpected {type(error).__name__}: {redact(str(error))} (a fault of relmsg, please report it; "
         "`relmsg --debug …` shows where)"

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from relmsg.cli.escape import escaped, escaped_json
 from relmsg.cli.table import cut, fitted
 
 AGE_UNITS = (("d", 86_400), ("h", 3600), ("m", 60), ("s", 0))  # the last takes all that is left
@@ -90,8 +91,8 @@ def age(moment: datetime | str | None) -> str:
 
 
 def as_json(value: object) -> str:
-    """The value as JSON; what JSON does not know is shown as text."""
-    return msgspec.json.encode(value, enc_hook=str).decode()
+    """The value as JSON in printable characters; what JSON does not know is shown as text."""
+    return escaped_json(msgspec.json.encode(value, enc_hook=str).decode())
 
 
 def cell(value: object) -> str:
@@ -123,8 +124,8 @@ def printable(text: str) -> str:
 
 
 def write(line: str) -> None:
-    """Print one line to stdout."""
-    sys.stdout.write(line + "\n")
+    """Print one line to stdout, escaped: no caller has to think of it."""
+    sys.stdout.write(escaped(line, keep="\t") + "\n")
 
 
 def complain(message: str) -> None:
