@@ -15,6 +15,7 @@ from relmsg.exceptions import text_of
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
+BYTE_ORDER_MARK = "\ufeff".encode()
 
 
 def encode_body(body: object) -> tuple[bytes, str]:
@@ -47,7 +48,8 @@ def decoder_for(target: Any) -> Callable[[bytes], Any] | None:
     """A function from body bytes to a value of type ``target``, or None if relmsg cannot decode into that type.
 
     The function raises Undecodable, with the reason, when the bytes are not what the type asks for. Types: bytes, str,
-    dict, list (also with item types), dataclasses, ``msgspec.Struct`` and pydantic models.
+    dict, list (also with item types), dataclasses, ``msgspec.Struct`` and pydantic models. A byte order mark of UTF-8
+    before text or JSON is skipped.
     """
     if target is bytes:
         return bytes
@@ -95,6 +97,6 @@ def _encode_pydantic(value: Any) -> Any:
 
 def _decode(decode: Callable[[bytes], Any], body: bytes) -> Any:
     try:
-        return decode(body)
+        return decode(body.removeprefix(BYTE_ORDER_MARK))
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Undecodable(f"the body is not what the handler expects: {text_of(error)}") from error

@@ -9,6 +9,7 @@ from relmsg.broker.subscriber import Delivery
 from relmsg.db.failures import named
 from relmsg.errors import Undecodable, Unhandleable
 from relmsg.inbox.attempt import Task
+from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES, decompressed
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
 from relmsg.inbox.outcome import REASONS, Failed
@@ -46,6 +47,7 @@ def arrived(
     missing_id: MissingId,
     trust: Trust | None = None,
     encryption: Encryption | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Arrival:
     """Find the handler of a delivery, its identity, and what the handler will be given."""
     arrival = Arrival(delivery, name)
@@ -59,6 +61,7 @@ def arrived(
         handler = arrival.handler = registry.find(delivery.queue, message.type)
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)
+        message = decompressed(message, max_body_bytes)
         event = copy_context().run(handler.decode, message)  # a model's validator may set context variables
         arrival.task = Task(handler, message, identity, event, delivery.redelivered)
     except Unhandleable as error:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from relmsg.codec import decoder_for
 from relmsg.errors import HandlerRefused
+from relmsg.inbox.handle.content_encoding import require_decoded
 from relmsg.message import Message
 from relmsg.retry import Retry
 
@@ -48,7 +49,11 @@ class Handler:
         :raises Undecodable: the body is something else.
         """
         decode = self.parameters.decode
-        return decode(message.body) if decode is not None and isinstance(message.body, bytes) else None
+        if decode is None or not isinstance(message.body, bytes):
+            return None
+        if message.content_encoding and decode is not bytes:
+            require_decoded(message)
+        return decode(message.body)
 
     def __call__(self, message: Message, session: AsyncSession, event: Any) -> Awaitable[object]:
         """Run the function for one message. It works inside the transaction of ``session`` and must not end it."""

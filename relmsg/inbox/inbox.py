@@ -22,6 +22,7 @@ from relmsg.inbox.consume.progress import Progress
 from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.group import Groups
+from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES
 from relmsg.inbox.handler import GROUP, GROUP_OF_LISTS, Handler, parameters
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.intake import Intake
@@ -46,6 +47,7 @@ from relmsg.topology import ERROR_EXCHANGE, Exchange, Queue, checked_name
 PREFETCH = 250
 GROUPS_AHEAD = 5  # some run or commit while others are on their way from the broker
 MOST_WINDOW_SECONDS = 100 * 365 * 24 * 3600.0
+MOST_BODY_BYTES = 1024**3
 MOST = 65_535  # AMQP: a prefetch count has 16 bits
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -73,6 +75,8 @@ class Inbox:
     :param concurrency: handlers that run at a time, for all queues together.
     :param drain: seconds that running handlers are given to finish when the process is to stop.
     :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
+    :param max_body_bytes: the most bytes that a compressed body may have once it is decompressed, 16 MiB by default. A
+        larger one goes to the error exchange.
     :param dedup_window: how long a handled message is remembered, 30 days by default: longer than any message can be
         under way, wait in an error queue or be replayed. One that comes again later is handled again. What is older is
         pruned while the inbox runs, by one process at a time. None: nothing is ever pruned.
@@ -94,6 +98,7 @@ class Inbox:
         drain: Seconds = 25.0,
         heartbeat: Seconds = 10.0,
         dedup_window: Seconds | None = DEFAULT_WINDOW,
+        max_body_bytes: int = MAX_BODY_BYTES,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -123,6 +128,7 @@ class Inbox:
         self.drain = arguments.seconds("Inbox(drain=…)", drain)
         self.heartbeat = _heartbeat("Inbox(heartbeat=…)", heartbeat)
         self.dedup_window = None if dedup_window is None else _window("Inbox(dedup_window=…)", dedup_window)
+        self.max_body_bytes = arguments.whole("Inbox(max_body_bytes=…)", max_body_bytes, 1, MOST_BODY_BYTES, "bytes")
         self.amqp_url = amqp_url
         self._missing_id = missing_id
         if trust is not None:
@@ -381,6 +387,7 @@ class Inbox:
                 fault=fault,
                 trust=self._trust,
                 encryption=self._encryption,
+                max_body_bytes=self.max_body_bytes,
             )
 
         return Consumer(

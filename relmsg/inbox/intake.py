@@ -10,6 +10,7 @@ from typing import Any
 from relmsg.broker.subscriber import Delivery
 from relmsg.inbox.arrival import Arrival, arrived
 from relmsg.inbox.dispatcher import Dispatcher
+from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.lines import Line
@@ -41,12 +42,14 @@ class Intake:
         fault: Callable[[BaseException], None],
         trust: Trust | None = None,
         encryption: Encryption | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
         self._name = name
         self._registry = registry
         self._missing_id = missing_id
         self._trust = trust
         self._encryption = encryption
+        self._max_body_bytes = max_body_bytes
         self._worker = worker
         self._together = together
         self._metrics = metrics
@@ -89,7 +92,15 @@ class Intake:
             self._progress.moved()  # until now there was nothing to do
         for delivery in came:
             try:
-                arrival = arrived(delivery, self._name, self._registry, self._missing_id, self._trust, self._encryption)
+                arrival = arrived(
+                    delivery,
+                    self._name,
+                    self._registry,
+                    self._missing_id,
+                    self._trust,
+                    self._encryption,
+                    self._max_body_bytes,
+                )
                 self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
             except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it
                 self._metrics.settled(self._name, delivery.queue, STOPPED)
