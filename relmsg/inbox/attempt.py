@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session, SessionTransaction
 from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import is_away, is_contention, named
-from relmsg.exceptions import type_name
+from relmsg.errors import DatabaseAway
+from relmsg.exceptions import causes, type_name
 from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
@@ -33,6 +34,7 @@ from relmsg.inbox.outcome import (
     Duplicate,
     Failed,
     Handled,
+    HandlerTimeout,
     Lost,
     Outcome,
     Settled,
@@ -160,7 +162,7 @@ class Attempts:
         Any failure of *our* statements is the database's trouble: Unsettled, or Contended where another transaction was
         in the way. A connection that is lost while the handler runs or while we commit is Lost if the database answers
         at once on another one, otherwise Unsettled; that commit may have happened, and then the next attempt is a
-        Duplicate.
+        Duplicate. A handler that ran out of time while the database was silent is Unsettled too.
         """
         try:
             async with Opened(self._sessions) as session:
@@ -171,22 +173,13 @@ class Attempts:
             return Contended(error, ours=True) if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Handled):
             reach("consumer.after_commit")
-        elif isinstance(outcome, Unsettled) and task.lost and await self._answers():
+        elif isinstance(outcome, Unsettled) and task.lost and await answers(self._sessions):
             return Lost(outcome.cause)
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
+        elif isinstance(outcome, Failed):
+            return await excused(outcome, self._sessions)
         return outcome
-
-    async def _answers(self) -> bool:
-        """Whether the database lets others work, on another connection and now."""
-        try:
-            async with answering(PROBE_SECONDS), Opened(self._sessions) as session:
-                await session.execute(text("SELECT 1"))
-        except BaseException as error:  # whatever it is, it is no answer
-            if is_stop(error):
-                raise
-            return False
-        return True
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
         async with answering(patience(task.handler)):
@@ -259,6 +252,31 @@ async def proven(handler: Handler, turn: HandlersTurn) -> BaseException | None:
             raise
         return error
     return None
+
+
+async def answers(sessions: async_sessionmaker[Any]) -> bool:
+    """Whether the database lets others work, on another connection and now."""
+    try:
+        async with answering(PROBE_SECONDS), Opened(sessions) as session:
+            await session.execute(text("SELECT 1"))
+    except BaseException as error:  # whatever it is, it is no answer
+        if is_stop(error):
+            raise
+        return False
+    return True
+
+
+async def excused(failed: Failed, sessions: async_sessionmaker[Any]) -> Failed | Unsettled:
+    """A handler's failure; Unsettled if it ran out of time, by our clock or its own, and the database is silent.
+
+    A network that swallows packets raises nothing: the handler waits for its statement until some timeout ends it.
+    """
+    ran_out = any(isinstance(each, HandlerTimeout | TimeoutError) for each in causes(failed.error))
+    if not ran_out or await answers(sessions):
+        return failed
+    away = DatabaseAway(f"PostgreSQL has not answered for {PROBE_SECONDS:g} s after a handler ran out of time")
+    away.__cause__ = failed.error
+    return Unsettled(away)
 
 
 def judged(error: BaseException, turn: HandlersTurn) -> Failed | Unsettled:

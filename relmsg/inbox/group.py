@@ -17,7 +17,7 @@ from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Task, idle_limit, judged, patience, proven
+from relmsg.inbox.attempt import Task, excused, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
@@ -74,7 +74,7 @@ class Groups:
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Committed):
             reach("consumer.after_commit")
-        return outcome
+        return await excused(outcome, self._sessions) if isinstance(outcome, Failed) else outcome
 
     async def _transaction(
         self, handler: Handler, tasks: Sequence[Task], session: AsyncSession
