@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -16,7 +16,7 @@ import typer
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
 from relmsg.broker.error_queue import ErrorQueue, Stayed
 from relmsg.broker.error_queues import ErrorQueueCount, error_queues
-from relmsg.cli import brief, error_rows, options, output
+from relmsg.cli import brief, error_rows, options, output, progress
 from relmsg.cli.error_rows import COLUMNS, LONG, row_of
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.settings import Settings
@@ -194,9 +194,11 @@ class _Report:
         self.json = json
         self.done = 0
         self.stayed: list[Stayed] = []
+        self.watch: Callable[[int], None] = lambda _: None
 
     def count(self) -> None:
         self.done += 1
+        self.watch(1)
 
     def tell(self, line: str) -> None:
         """A line for a person: with --json stdout belongs to the program."""
@@ -239,7 +241,9 @@ async def _move(
             report.tell("nothing was done")
             return
         try:
-            await action(errors, most, report)
+            with progress.bar() as bar:
+                report.watch = bar.counter(report.verb, most)
+                await action(errors, most, report)
         finally:
             report.print(errors.name, matching)
     if report.stayed:

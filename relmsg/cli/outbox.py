@@ -7,9 +7,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from relmsg.cli import brief, options, outbox_changes, output
+from relmsg.cli import brief, options, outbox_changes, output, progress
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.outbox.backlog import MOST_DESTINATIONS, Backlog
+from relmsg.outbox.changes import Done
 
 T = TypeVar("T")
 
@@ -117,8 +118,17 @@ def retry(
     if bool(names) == every:
         raise UsageError("name the messages to bring back, or give --all")
 
-    def act(backlog: Backlog) -> Any:
-        return backlog.retry(names or (), every=every, exchange=exchange, message_type=type, dry_run=dry_run)
+    async def act(backlog: Backlog) -> int:
+        async def run(done: Done, dry_run: bool) -> int:
+            return await backlog.retry(
+                names or (), every=every, exchange=exchange, message_type=type, dry_run=dry_run, done=done
+            )
+
+        total = await run(lambda _: None, dry_run=True)
+        if dry_run:
+            return total
+        with progress.bar() as bar:
+            return await run(bar.counter("brought back", total), dry_run=False)
 
     count = _with_backlog(act, database_url=database_url, schema=schema, config=config)
     if json:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg.broker.envelope import check_short
-from relmsg.cli import brief, options, output
+from relmsg.cli import brief, options, output, progress
 from relmsg.errors import InvalidMessage, RelmsgError, UsageError
 from relmsg.outbox.backlog import Backlog
 from relmsg.outbox.changes import Changes, Chosen, Done
@@ -139,10 +139,6 @@ def _change(verb: str, chosen: Chosen, act: Act, *, dry_run: bool, yes: bool, js
         raise UsageError("nobody can be asked without a terminal: give --yes, or --dry-run to see how many are meant")
     changed = 0
 
-    def done(count: int) -> None:
-        nonlocal changed
-        changed += count
-
     async def ask(changes: Changes) -> None:
         matching = await changes.count(chosen)
         if dry_run or not matching:
@@ -151,7 +147,15 @@ def _change(verb: str, chosen: Chosen, act: Act, *, dry_run: bool, yes: bool, js
             output.complain("nothing was done")
         else:
             try:
-                await act(changes, chosen, done)
+                with progress.bar() as bar:
+                    watch = bar.counter(verb, matching)
+
+                    def done(count: int) -> None:
+                        nonlocal changed
+                        changed += count
+                        watch(count)
+
+                    await act(changes, chosen, done)
             finally:
                 _tell(verb, matching, changed, dry_run=False, json=json)
         if not matching:
