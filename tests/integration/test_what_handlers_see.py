@@ -112,3 +112,23 @@ async def test_a_handler_of_bytes_gets_an_unknown_encoding_as_it_came(
     async with running(inbox, amqp_url):
         await settled(inbox, handled=1)
     assert seen == [(b"\x0b\x02\x80{}\x03", "br")]
+
+
+async def test_ids_that_the_broker_moved_into_headers_are_ids(
+    broker: Broker, amqp_url: str, engine: AsyncEngine
+) -> None:
+    """F3: two AMQP 1.0 messages that agree in all but the moved id both take effect; a copy of one is a duplicate."""
+    inbox = Inbox("billing", async_sessionmaker(engine), missing_id="hash")
+    seen: list[tuple[object, str | None]] = []
+
+    @inbox.handler("order.placed", queue=QUEUE)
+    async def handle(message: Message) -> None:
+        seen.append((message.id, message.correlation_id))
+
+    for moved in ("long" * 100, 7, "long" * 100, bytearray(b"\x01\x02")):
+        headers = {"x-message-id": moved, "x-correlation-id": "c" * 300}
+        await broker.publish(b"{}", routing_key=QUEUE, message_type="order.placed", headers=headers)
+    async with running(inbox, amqp_url):
+        await settled(inbox, handled=3, duplicate=1)
+    assert {each for each, _ in seen} == {"long" * 100, "7", "base64:AQI="}
+    assert {each for _, each in seen} == {"c" * 300}
