@@ -90,6 +90,8 @@ def _diagnosis(
     }
     if delivery.expiration is not None:
         diagnosis[ORIGINAL_EXPIRATION] = delivery.expiration
+    if delivery.user_id is not None:
+        diagnosis[names.ORIGINAL_USER_ID] = _start(delivery.user_id, text_bytes)
     return diagnosis
 
 

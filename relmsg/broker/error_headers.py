@@ -18,6 +18,7 @@ ATTEMPTS = "relmsg-error-attempts"
 FAILED_AT = "relmsg-failed-at"
 ORIGINAL_QUEUE = "relmsg-original-queue"
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
+ORIGINAL_USER_ID = "relmsg-original-user-id"
 CONSUMER = "relmsg-consumer"
 SANITISED = "relmsg-sanitised-headers"
 BODY_SIZE = "relmsg-body-size"
@@ -35,6 +36,7 @@ OURS = frozenset(
         FAILED_AT,
         ORIGINAL_QUEUE,
         ORIGINAL_EXPIRATION,
+        ORIGINAL_USER_ID,
         CONSUMER,
         SANITISED,
         BODY_SIZE,

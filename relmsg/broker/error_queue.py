@@ -8,18 +8,20 @@ source queue. Stopped between the two, a message is in both queues, under one id
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
+from relmsg.broker import error_headers as names
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import differences, queue_exists
+from relmsg.broker.envelope import MAX_EXPIRATION_MS
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
-from relmsg.broker.error_headers import SANITISED, strip
+from relmsg.broker.error_headers import strip
 from relmsg.broker.error_reader import Reader, reading
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import PERSISTENT, Publication, copy_of
@@ -136,7 +138,8 @@ class ErrorQueue:
         """Send the entries that match back to the queue they came from, oldest first, and return those that stayed.
 
         A message goes out with its properties and its id as they were (without one, it gets an id made from its
-        content), without its diagnosis, as a persistent message. Only once the broker has confirmed and routed it, it
+        content), without its diagnosis, with the time to live it had, as a persistent message. Only
+        once the broker has confirmed and routed it, it
         leaves the error queue, and ``moved`` is called. Not kept: ``user_id``, with which the broker would refuse us,
         and the headers CC and BCC, which would send copies elsewhere.
 
@@ -208,7 +211,7 @@ class ErrorQueue:
             target = entry.original_queue or self.source
             if target != self.source and not any_origin:
                 sent.append((delivered, entry, f"it says it came from queue {target!r}: give --any-origin to allow it"))
-            elif (cut := entry.headers.get(SANITISED)) and not lossy:
+            elif (cut := _cut(entry)) and not lossy:
                 sent.append((delivered, entry, f"it is not as it came ({cut}): give --lossy to send it all the same"))
             else:
                 publishes.append((delivered, entry, _publication(delivered, target)))
@@ -240,13 +243,32 @@ def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
         correlation_id=properties.correlation_id,
         reply_to=properties.reply_to,
         app_id=properties.app_id,
-        expiration=properties.expiration,
+        expiration=properties.expiration or _expiration(properties.headers or {}),
         headers=headers or None,
         delivery_mode=PERSISTENT,
         priority=properties.priority,
     )
     again.cluster_id = properties.cluster_id or ""  # pamqp refuses it as an argument
     return copy_of(message_id, "", queue, again, delivered.body)
+
+
+def _cut(entry: ErrorEntry) -> str | None:
+    """What the message lost when it failed; None if nothing."""
+    if cut := entry.headers.get(names.SANITISED):
+        return str(cut)
+    size = entry.headers.get(names.BODY_SIZE)
+    if size is not None and size != len(entry.body):
+        return f"its body had {size} bytes, the copy has {len(entry.body)}"
+    return None
+
+
+def _expiration(headers: Mapping[str, Any]) -> str | None:
+    """The time to live that the message had. Anyone can write the header, and the broker closes the channel over a
+    value it does not know; with 0 the message would be dropped at once."""
+    value = headers.get(names.ORIGINAL_EXPIRATION)
+    if isinstance(value, str) and value.isascii() and value.isdecimal() and 0 < int(value[:20]) <= MAX_EXPIRATION_MS:
+        return value
+    return None
 
 
 def _content_id(delivered: DeliveredMessage) -> str:

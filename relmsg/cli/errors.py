@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
+from relmsg.broker.error_headers import ORIGINAL_USER_ID
 from relmsg.broker.error_queue import ErrorQueue, Stayed
 from relmsg.broker.error_queues import ErrorQueueCount, error_queues
 from relmsg.cli import brief, error_rows, options, output, progress
@@ -153,7 +154,7 @@ def requeue(
 
     async def move(errors: ErrorQueue, most: int, report: _Report) -> None:
         report.stayed += await errors.requeue(
-            wanted, limit=most, rate=rate, any_origin=any_origin, lossy=lossy, moved=lambda _: report.count()
+            wanted, limit=most, rate=rate, any_origin=any_origin, lossy=lossy, moved=report.moved
         )
 
     settings = options.settings(amqp_url=amqp_url, config=config)
@@ -193,12 +194,17 @@ class _Report:
         self.verb = verb
         self.json = json
         self.done = 0
+        self.without_user_id = 0
         self.stayed: list[Stayed] = []
         self.watch: Callable[[int], None] = lambda _: None
 
     def count(self) -> None:
         self.done += 1
         self.watch(1)
+
+    def moved(self, entry: ErrorEntry) -> None:
+        self.done += 1
+        self.without_user_id += ORIGINAL_USER_ID in entry.headers
 
     def tell(self, line: str) -> None:
         """A line for a person: with --json stdout belongs to the program."""
@@ -207,6 +213,11 @@ class _Report:
 
     def print(self, queue: str, matching: int) -> None:
         stayed = [{"message_id": each.entry.message_id, "reason": each.reason} for each in self.stayed]
+        if self.without_user_id:
+            output.complain(
+                f"{self.without_user_id} of them had a user_id, which is not sent again: RabbitMQ takes it from its "
+                "own login only, so a consumer that trusts users refuses them"
+            )
         if self.json:
             row = {"queue": queue, "matching": matching, self.verb: self.done, "stayed": stayed}
             output.emit([row], self.json, ["queue"])

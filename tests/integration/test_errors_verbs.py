@@ -308,3 +308,33 @@ async def test_what_was_cut_is_not_requeued_in_silence(broker, errors):
     assert whole.properties.priority == 7
     assert await errors.requeue(ErrorFilter(), lossy=True) == []
     assert ids(await broker.drain(SOURCE)) == ["cut"]
+
+
+async def test_a_requeued_message_has_the_time_to_live_it_had(broker, errors):
+    """F5: the diagnosis keeps it; a forged value that the broker would close the channel over is not sent."""
+    await fail(broker, "minute", headers={names.ORIGINAL_EXPIRATION: "60000"})
+    await fail(broker, "forged", headers={names.ORIGINAL_EXPIRATION: "soon"})
+    await fail(broker, "gone", headers={names.ORIGINAL_EXPIRATION: "0"})
+    await fail(broker, "none")
+    assert await errors.requeue(ErrorFilter()) == []
+    again = {each.message_id: each.properties.expiration for each in await broker.drain(SOURCE)}
+    assert again == {"minute": "60000", "forged": None, "gone": None, "none": None}
+
+
+async def test_a_copy_whose_body_was_cut_stays_unless_that_is_allowed(broker, errors):
+    """F5: the size that the diagnosis tells is held against the body that is there."""
+    await fail(broker, "cut", headers={names.BODY_SIZE: 100_000})
+    await fail(broker, "whole", headers={names.BODY_SIZE: 2})
+    (stayed,) = await errors.requeue(ErrorFilter())
+    assert (stayed.entry.message_id, "100000 bytes" in stayed.reason) == ("cut", True)
+    assert await errors.requeue(ErrorFilter(), lossy=True) == []
+    assert ids(await broker.drain(SOURCE)) == ["whole", "cut"]
+
+
+async def test_requeue_says_that_a_user_id_is_not_sent_again(broker, errors, processes):
+    """F5: RabbitMQ lets nobody send another login's user_id."""
+    await fail(broker, "ada's", headers={names.ORIGINAL_USER_ID: "ada"})
+    await fail(broker, "nobody's")
+    code, out, err = await ran(processes, "requeue", "--queue", SOURCE, "--yes")
+    assert (code, "requeued 2 of 2" in out) == (0, True)
+    assert "1 of them had a user_id" in " ".join(err.split())
