@@ -52,6 +52,7 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     query = dict(parsed.query)
     name = query.pop("application_name", "relmsg")
     options.setdefault("isolation_level", "READ COMMITTED")
+    options.setdefault("hide_parameters", True)  # bodies and headers of messages, in errors and in SQLAlchemy's log
     connector = Connector()
     connect_args: dict[str, Any] = connector.connect_args | dict(options.pop("connect_args", {}))
     connect_args.setdefault("timeout", CONNECT_SECONDS)

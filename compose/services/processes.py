@@ -39,9 +39,16 @@ def named(pid: int) -> Process:
     return {"id": pid, "born": fields[19] if fields else None}
 
 
+def _private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read: a server's log may hold bodies, and passwords that were mistyped."""
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
 def spawn(command: Sequence[str], log: Path, **options: Any) -> Process:
     """Start a process that outlives Ctrl-C at our terminal. Its output is added to the log."""
-    with log.open("ab") as sink:
+    with open(log, "ab", opener=_private) as sink:
         child = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.DEVNULL, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True, **options
         )

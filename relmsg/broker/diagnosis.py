@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.headers import MAX_BYTES, encoded_size
+from relmsg.db.values import without_values
 from relmsg.exceptions import stack_of, text_of, trace_of, type_name
 from relmsg.security.encryption import is_secret
 from relmsg.settings import redact
@@ -98,13 +99,13 @@ def _diagnosis(
 def _text(delivery: Delivery, error: BaseException) -> str:
     if is_secret(delivery.message.headers, error):
         return f"{type_name(error)}: its text is left out, for the body is encrypted"
-    return redact(text_of(error)) or type_name(error)
+    return redact(without_values(text_of(error))) or type_name(error)
 
 
 def _trace(delivery: Delivery, error: BaseException) -> str:
     if is_secret(delivery.message.headers, error):
         return stack_of(error)
-    return redact(trace_of(error))
+    return redact(without_values(trace_of(error)))
 
 
 def _sendable(headers: Mapping[str, Any], touched: list[str]) -> dict[str, Any]:

@@ -98,6 +98,35 @@ def test_the_metrics_of_the_operations_page_exist_and_are_all_of_them(page: str)
     assert named == exported
 
 
+def test_a_consumer_in_kubernetes_is_confined_as_a_relay_is() -> None:
+    """Both patches take every right away that a process of relmsg's does not need."""
+    relay, consumer = (confinement(process) for process in ("outbox", "inbox"))
+    assert relay == consumer
+    assert relay == {
+        "allowPrivilegeEscalation: false",
+        "readOnlyRootFilesystem: true",
+        "runAsNonRoot: true",
+        "seccompProfile: {type: RuntimeDefault}",
+        "capabilities: {drop: [ALL]}",
+    }
+
+
+def confinement(process: str) -> set[str]:
+    """The lines of the patch's security context, without comments."""
+    (block,) = re.findall(r"securityContext:\n((?: +.*\n?)+)", (ROOT / process / "kubernetes-sidecar.yaml").read_text())
+    return {line.partition(" #")[0].strip() for line in block.splitlines()}
+
+
+def test_an_image_is_built_from_what_it_needs_only() -> None:
+    """The build context leaves everything out but what is named, so that no secret beside the code gets into it."""
+    first, *rules = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    assert first == "*"
+    named = {rule[1:] for rule in rules if rule[0] == "!"}
+    copied = re.findall(r"(?m)^COPY (?!--from)(.*) \S+$", (ROOT / "outbox/Dockerfile").read_text())
+    assert {name for line in copied for name in line.split()} <= named
+    assert all((ROOT / name).exists() for name in named)
+
+
 @pytest.mark.parametrize("process", ["outbox", "inbox"])
 def test_the_first_line_tells_where_the_mechanism_is(process: str) -> None:
     """Whoever opens the folder of a process is sent to its mechanism at once."""

@@ -290,6 +290,13 @@ def test_both_listen_on_the_loopback_only(private):
     assert set(addresses) <= {"0100007F", "00000000000000000000000001000000"}
 
 
+def test_nobody_else_may_read_their_logs(private):
+    """The logs of the servers, which may hold what was in a statement, are their owner's alone."""
+    logs = [*Path(private.environment["RELMSG_LOCAL_STATE"]).parent.glob("*.log")]
+    assert {"postgres.log", "rabbitmq.log"} <= {each.name for each in logs}
+    assert {each.name: oct(each.stat().st_mode & 0o777) for each in logs if each.stat().st_mode & 0o077} == {}
+
+
 def test_services_given_by_url_cannot_be_controlled():
     """Their restart is refused, with the reason."""
     services = Services.given("postgresql+asyncpg://u@h/d", "amqp://h/")
