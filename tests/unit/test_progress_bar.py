@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -38,9 +39,12 @@ def shown(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: float, *, term
         stderr.write("the end")
         stderr.flush()
         monkeypatch.undo()
-        written = os.read(reader, 65536).decode()
+    written = b""
+    with suppress(OSError):  # Linux tells the end of a terminal by an error
+        while part := os.read(reader, 65536):
+            written += part
     os.close(reader)
-    return written
+    return written.decode()
 
 
 def test_a_bar_tells_the_share_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
