@@ -230,7 +230,7 @@ async def test_wrong_use_is_one_line(
         ("refused", "message: Message, session", "limit: int, session"),
         ("missing", 'queue="billing.orders"', 'queue="not.there"'),
         ("tables", inbox, inbox.replace("engine)", 'engine), schema="other"')),
-        ("away", 'os.environ["RELMSG_DATABASE_URL"]', '"postgresql://user:hunter2@127.0.0.1:1/nowhere"'),
+        ("away", 'os.environ["RELMSG_DATABASE_URL"]', '"postgresql+asyncpg://user:hunter2@127.0.0.1:1/nowhere"'),
     ]:
         (tmp_path / f"{name}.py").write_text(MODULE.replace(old, new))
     process = await processes.relmsg("consume", target, **module)
