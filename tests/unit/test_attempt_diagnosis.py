@@ -28,6 +28,7 @@ class Came:
     headers: dict[str, Any] = field(default_factory=dict)
     queue: str = "billing.orders"
     expiration: str | None = None
+    user_id: str | None = None
     altered: tuple[str, ...] = ()
 
     @property
