@@ -93,7 +93,7 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
 	@[ -x $(LOWEST)/bin/python ] || $(PYTHON) -m venv $(LOWEST)
 	@echo "installing the oldest libraries into $(LOWEST)"
 	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
-	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic]' \
+	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic,crypto]' \
 	  pytest pytest-asyncio pytest-xdist hypothesis aiomysql aiosqlite
 	@touch $@
 
