@@ -288,7 +288,7 @@ def test_a_coroutine_function_is_refused() -> None:
 
     async def wake() -> None: ...
 
-    with pytest.raises(UsageError, match="plain function"):
+    with pytest.raises(UsageError, match="not a coroutine function"):
         Outbox("orders", wake=wake)
 
 
