@@ -55,7 +55,8 @@ def redirect(
 ) -> None:
     """Send messages to another destination than they were published to. They keep their ids and their order.
 
-    A running relay finds them within seconds. What is parked stays parked. Exit code 1 if none matches.
+    A running relay finds them within seconds. What is parked stays parked. Exit code 1 if there is
+    none to redirect; a dry run only tells how many.
     """
     if to_exchange is None and to_routing_key is None:
         raise UsageError("say where to: --to-exchange, --to-routing-key, or both")
@@ -89,7 +90,7 @@ def park(
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Set waiting messages aside, until `relmsg outbox retry` brings them back. Exit code 1 if none matches."""
+    """Set waiting messages aside, until `relmsg outbox retry` brings them back. Exit code 1 if there is none."""
     chosen = _chosen(ids, exchange, routing_key, type, parked=False)
 
     def act(changes: Changes, chosen: Chosen, done: Done) -> Awaitable[int]:
@@ -112,7 +113,7 @@ def drop(
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Delete messages that are never to be sent, waiting ones and parked ones. Exit code 1 if none matches."""
+    """Delete messages that are never to be sent, waiting ones and parked ones. Exit code 1 if there is none."""
     chosen = _chosen(ids, exchange, routing_key, type, parked)
     flags = {"database_url": database_url, "schema": schema, "config": config}
     _change("dropped", chosen, Changes.drop, dry_run=dry_run, yes=yes, json=json, **flags)
@@ -158,7 +159,7 @@ def _change(verb: str, chosen: Chosen, act: Act, *, dry_run: bool, yes: bool, js
                     await act(changes, chosen, done)
             finally:
                 _tell(verb, matching, changed, dry_run=False, json=json)
-        if not matching:
+        if not matching and not dry_run:  # a dry run was asked how many there are, and none is an answer
             raise RelmsgError("no message matches: see `relmsg outbox list`")
 
     brief.asked(settings, lambda engine: ask(Backlog(engine, schema=settings.schema).changes))

@@ -73,6 +73,9 @@ async def test_wrong_use_is_told_before_anything_is_done(engine, sessions, proce
         assert told in process.stderr
         assert process.stderr.count("\n") == 1
     assert "no message matches" in (await run(processes, "drop", "--exchange", "shop", "--yes", code=1)).stderr
+    for verb in ("drop", "park"):
+        told = await run(processes, verb, "--exchange", "shop", "--dry-run")
+        assert told.stdout.startswith("0 messages would be "), verb
     assert await rows(engine) == [("q", False, None)]
 
 
