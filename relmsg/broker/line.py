@@ -20,7 +20,9 @@ from relmsg.errors import BrokerAway, RelmsgError
 log = logging.getLogger(__name__)
 
 OPENINGS = 3
-FORBIDDEN = 403
+# What also proves that the broker has understood our frames: this user may not write to the default exchange, or the
+# message is larger than its max_message_size, which it finds out when all frames of a body have come.
+UNDERSTOOD = (403, 406)
 
 
 class Line(Protocol):
@@ -107,8 +109,8 @@ async def _proves_itself(line: BulkLine, connection: Connection, within: float) 
             raise BrokerAway(f"RabbitMQ did not answer within {within:g} s") from error
         return False  # it answers aiormq, but not us
     for publish, receipt in zip(publishes, receipts, strict=True):
-        if isinstance(receipt, Unknown) and receipt.reply_code == FORBIDDEN:
-            return True  # this user may not write to the default exchange; but the broker has understood our frames
+        if isinstance(receipt, Unknown) and receipt.reply_code in UNDERSTOOD:
+            return True
         if isinstance(receipt, Unknown):
             raise BrokerAway(f"the channel was closed: {receipt.cause}")
         if not isinstance(receipt, Returned) or receipt.message_id != publish.message_id:

@@ -7,10 +7,9 @@ import contextlib
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg.clock import SystemClock
-from relmsg.database import create_engine
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
 from relmsg.retry import Retry
@@ -175,7 +174,7 @@ async def test_a_long_pause_gives_the_deliveries_back(
     """The database is away for more than a minute: the broker has all messages again, none of them waits unacked; when
     it answers each takes effect once."""
     async with Proxy.before(database_url) as proxy:
-        engine = create_engine(proxy.through(database_url))
+        engine = create_async_engine(proxy.through(database_url))
         inbox = Inbox("billing", async_sessionmaker(engine), clock=Fast())
 
         @inbox.handler("order.placed", queue=QUEUE)
@@ -213,7 +212,7 @@ async def test_a_short_pause_keeps_the_deliveries(
 ) -> None:
     """A database that is back within the minute costs no message a second delivery."""
     async with Proxy.before(database_url) as proxy:
-        engine = create_engine(proxy.through(database_url))
+        engine = create_async_engine(proxy.through(database_url))
         inbox = Inbox("billing", async_sessionmaker(engine))
 
         @inbox.handler("order.placed", queue=QUEUE)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from compose.local import Services
 from relmsg.broker import cut_copy, error_exchange
 from relmsg.broker.wire import Publication
 from relmsg.inbox.inbox import Inbox
@@ -41,21 +38,6 @@ async def inbox(sessions: Any, broker: Broker) -> Inbox:
         await effect(session, message)
 
     return inbox
-
-
-@pytest.fixture
-async def limited(services: Services) -> AsyncIterator[Any]:
-    """Sets the broker's max_message_size, for channels that are opened from then on."""
-
-    async def limit(size: int) -> None:
-        await asyncio.to_thread(
-            services.rabbitmqctl,
-            "eval",
-            f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size}).",
-        )
-
-    yield limit
-    await limit(134_217_728)
 
 
 async def test_a_body_that_is_too_large_is_cut_and_told(

@@ -9,6 +9,7 @@ import pytest
 from compose.local import Services
 from relmsg import Message, Publisher
 from relmsg.broker import bulk
+from relmsg.broker.bulk import BulkLine
 from relmsg.broker.connection import Connection
 from relmsg.broker.line import open_line
 from relmsg.broker.plain import PlainLine
@@ -48,3 +49,17 @@ async def test_the_self_test_sends_a_body(amqp_url, monkeypatch):
         line = await open_line(connection, within=2.0)
         assert isinstance(line, PlainLine)
         await line.close()
+
+
+@pytest.mark.parametrize("size", [1, 1000, 131_071])
+async def test_a_broker_that_takes_small_messages_only(size, limited, amqp_url, broker):
+    """The self-test's own body may be refused as too large: that proves both of its frames came, and stops nobody."""
+    await limited(size)
+    await broker.queue("q")
+    async with Publisher(amqp_url) as publisher:
+        await publisher.publish(Message(body=b"x" * size, routing_key="q"))
+    async with Connection([amqp_url]) as connection:
+        line = await open_line(connection, within=2.0)
+        assert isinstance(line, BulkLine)
+        await line.close()
+    assert [each.body for each in await broker.drain("q")] == [b"x" * size]
