@@ -10,10 +10,9 @@ import time
 from typing import Any
 
 from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Inbox, Message
-from relmsg.database import create_engine
 from tests.benchmarks.contenders.consumer_charge import CHARGE, CONSUMER, POOL, TYPE, Charge, note, started, warm
 from tests.benchmarks.contenders.said import when_told
 
@@ -52,7 +51,7 @@ HANDLERS = {each.__name__: each for each in (orm, flushed, core, driver, many)}
 
 
 async def main(queue: str, count: int, variant: str, options: dict[str, dict[str, object]]) -> None:
-    engine = create_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=POOL, max_overflow=0)
+    engine = create_async_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=POOL, max_overflow=0)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     inbox = Inbox(CONSUMER, sessions, amqp_url=os.environ["RELMSG_AMQP_URL"], **options.get("inbox", {}))
     inbox.handler(TYPE, queue=queue, **options.get("handler", {}))(HANDLERS[variant])

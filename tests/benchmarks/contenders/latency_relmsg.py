@@ -11,10 +11,9 @@ import os
 import sys
 from contextlib import AsyncExitStack
 
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 
 from relmsg import Hint, Outbox
-from relmsg.database import create_engine
 from relmsg.outbox.relay import Relay
 from relmsg.settings import Settings
 from tests.benchmarks.contenders.latency_watch import Watch
@@ -23,7 +22,7 @@ from tests.benchmarks.contenders.said import when_told
 
 
 async def main(queue: str, count: int, every: float, path: str) -> None:
-    engine = create_engine(os.environ["RELMSG_DATABASE_URL"])
+    engine = create_async_engine(os.environ["RELMSG_DATABASE_URL"])
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     relay, watch = Relay(_settings()), Watch()
     stack = AsyncExitStack()

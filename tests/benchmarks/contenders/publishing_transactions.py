@@ -15,10 +15,9 @@ import time
 from collections.abc import Awaitable, Callable
 from statistics import median
 
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Outbox
-from relmsg.database import create_engine
 from tests.benchmarks.contenders.publishing_order import NOTE, SOURCE, PlacedOrder, placed
 from tests.benchmarks.contenders.said import when_told
 
@@ -52,7 +51,7 @@ def variants() -> dict[str, Publish]:
 
 
 async def main(concurrency: int, rounds: int, transactions: int) -> None:
-    engine = create_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=concurrency, max_overflow=0)
+    engine = create_async_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=concurrency, max_overflow=0)
     sessions = async_sessionmaker(engine, expire_on_commit=False)
     publishes = variants()
 

@@ -15,9 +15,9 @@ from statistics import median
 
 import asyncpg
 from sqlalchemy import insert
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from relmsg import Hint, Outbox
-from relmsg.database import create_engine
 from tests.benchmarks.contenders.publishing_order import INSERT, NOTE, SOURCE, TYPE, PlacedOrder, body, placed
 from tests.benchmarks.contenders.said import when_told
 
@@ -33,7 +33,7 @@ Write = Callable[[int], Awaitable[None]]
 
 
 async def main(how: str, writers: int, rounds: int, transactions: int) -> None:
-    engine = create_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=writers + 2, max_overflow=0)
+    engine = create_async_engine(os.environ["RELMSG_DATABASE_URL"], pool_size=writers + 2, max_overflow=0)
     dsn = os.environ["RELMSG_DATABASE_URL"].replace("+asyncpg", "")
     pool = await asyncpg.create_pool(dsn, min_size=writers, max_size=writers) if how == "driver" else None
 
