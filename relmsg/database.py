@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from relmsg.db.login import Login, normalised
 from relmsg.db.pooler import Connector
 from relmsg.db.search_path import SEARCH_PATH, SearchPath
-from relmsg.errors import SettingsError
+
+__all__ = ["CONNECT_SECONDS", "READ_COMMITTED", "create_engine", "normalised", "place", "read_committed_sessions"]
 
 CONNECT_SECONDS = 10.0
 
@@ -19,37 +21,23 @@ CONNECT_SECONDS = 10.0
 READ_COMMITTED = "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
 
 
-def normalised(url: str | URL) -> URL:
-    """The URL with asyncpg as its driver and with libpq's ``sslmode`` under the name asyncpg knows, ``ssl``.
-
-    :raises SettingsError: for a URL of another kind; the password is not shown.
-    """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # SQLAlchemy's own text would show the URL
-        raise SettingsError("database_url: give postgresql+asyncpg://user:password@host:5432/database") from None
-    if parsed.drivername not in ("postgresql", "postgresql+asyncpg"):
-        raise SettingsError(f"database_url: relmsg needs postgresql+asyncpg://, not {parsed.drivername}://")
-    query = dict(parsed.query)
-    if "sslmode" in query:
-        query.setdefault("ssl", query.pop("sslmode"))
-    return parsed.set(drivername="postgresql+asyncpg", query=query)
-
-
-def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
+def create_engine(url: str | URL | Callable[[], str], **options: Any) -> AsyncEngine:
     """An engine for relmsg's own statements, on ``postgresql://`` or ``postgresql+asyncpg://``; options are those of
     ``create_async_engine``. Its ``search_path`` is ``pg_catalog``: name every table with its schema. For statements of
     your own take ``create_async_engine``.
 
     Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
     connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
-    ``application_name``. The same URL works directly and through PgBouncer, in session and in transaction mode. Nothing
-    is connected yet.
+    ``application_name``. ``sslmode``, ``sslrootcert``, ``sslcert``, ``sslkey`` and ``sslcrl`` in the URL mean what they
+    mean to libpq. A function is asked for the URL before each new connection, and the files are read anew: for what is
+    rotated. The same URL works directly and through PgBouncer, in session and in transaction mode. Nothing is connected
+    yet.
 
-    :raises SettingsError: for a URL of another kind.
+    :raises SettingsError: for a URL of another kind, for a file that is not there, and for a plain connection over a
+        network where ``RELMSG_REQUIRE_TLS`` is on; otherwise such a one is warned of once.
     """
-    parsed = normalised(url)
-    query = dict(parsed.query)
+    login = Login(url)
+    query = dict(login.url.query)
     name = query.pop("application_name", "relmsg")
     options.setdefault("isolation_level", "READ COMMITTED")
     options.setdefault("hide_parameters", True)  # bodies and headers of messages, in errors and in SQLAlchemy's log
@@ -63,8 +51,11 @@ def create_engine(url: str | URL, **options: Any) -> AsyncEngine:
     }
     if "timeout" in query:
         connect_args.pop("timeout")
-    engine = create_async_engine(parsed.set(query=query), connect_args=connect_args, **options)
+    if login.ssl is not None:
+        connect_args.setdefault("ssl", login.ssl)
+    engine = create_async_engine(login.url.set(query=query), connect_args=connect_args, **options)
     SearchPath(connector).attach(engine)
+    login.attach(engine)
     return engine
 
 

@@ -9,15 +9,16 @@ import re
 import secrets
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from relmsg.arguments import shown
 from relmsg.errors import SettingsError
 from relmsg.readers import address, http_url, line_break, number, one_of, printable, single, switch
+from relmsg.tls import ENCRYPTED, check_amqp_tls, database_tls, tell_plain
 
 PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
@@ -34,6 +35,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "is UTF-16: save it as UTF-8 without BOM",
     codecs.BOM_UTF16_BE: "is UTF-16: save it as UTF-8 without BOM",
 }
+MOST_SECRET_BYTES = 64 * 1024
 IDENTIFIER_BYTES = 63  # NAMEDATALEN - 1: PostgreSQL would cut a longer name without an error
 
 
@@ -97,6 +99,10 @@ def amqp_urls(text: str) -> list[str]:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in ("amqp", "amqps"):
         raise SettingsError(f"amqp_url {shown!r}: give amqp://user:password@host:5672/vhost, or amqps:// for TLS")
+    try:
+        check_amqp_tls(scheme, dict(parse_qsl(urlsplit(text).query, keep_blank_values=True)))
+    except ValueError as error:
+        raise SettingsError(f"amqp_url {shown!r}: {error}") from None
     ends = re.search(r"[/?#]", rest)
     authority, tail = (rest[: ends.start()], rest[ends.start() :]) if ends else (rest, "")
     user, at, hosts = authority.rpartition("@")
@@ -132,12 +138,63 @@ def _database_url(text: str) -> str:
         raise ValueError(
             "has no valid host and port (in a user or password write @ as %40, / as %2F, : as %3A)"
         ) from None
+    return _require_files(text)
+
+
+def _require_files(text: str) -> str:
+    database_tls(dict(parse_qsl(urlsplit(text).query, keep_blank_values=True)))
     return text
+
+
+def secret(name: str, file: str, read: Callable[[Any], Any]) -> str:
+    """What a file holds, without the line end behind it, checked as the setting of that name is.
+
+    :raises SettingsError: the file cannot be read, is empty, or holds something else; its content is not shown.
+    """
+    try:
+        with Path(file).open("rb") as source:
+            content = source.read(MOST_SECRET_BYTES + 1)
+        text = content.decode().rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"{name}_file: cannot read {file}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{name}_file: {file} is not UTF-8") from None
+    if not text or len(content) > MOST_SECRET_BYTES:
+        raise SettingsError(f"{name}_file: {file} is {'empty' if not text else 'too large for a URL'}")
+    try:
+        return str(single(text, read))
+    except SettingsError as error:
+        raise SettingsError(f"{name}_file {file}: {error}") from None
+    except ValueError as error:
+        raise SettingsError(f"{name}_file: what {file} holds {error}") from None
 
 
 def _amqp_url(text: str) -> str:
     amqp_urls(text)
     return text
+
+
+def require_database_tls(url: str, *, required: bool) -> None:
+    """Warn once where nothing has the connections to a database encrypted. :raises SettingsError: not allowed."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    mode = query.get("sslmode", query.get("ssl"))
+    encrypted = mode in ENCRYPTED if mode is not None else bool({"sslrootcert", "sslcert"} & query.keys())
+    if not encrypted:
+        hosts = [host for name, host in parse_qsl(parts.query) if name == "host"]
+        named = [each.rpartition(":")[0] or each for host in hosts for each in host.split(",")]
+        tell_plain("PostgreSQL", [parts.hostname, *named], required=required)
+
+
+def require_broker_tls(urls: Iterable[str], *, required: bool) -> None:
+    """Warn once where a connection to the broker is plain. :raises SettingsError: that is not allowed."""
+    for url in urls:
+        tell_plain("RabbitMQ", _plain(url), required=required)
+
+
+def _plain(url: str) -> list[str | None]:
+    parts = urlsplit(url)
+    return [] if parts.scheme in ("amqps", "https") else [parts.hostname]
 
 
 _HOUR = 3600.0
@@ -166,6 +223,9 @@ class Settings:
     database_url: str | None = _setting(None, _database_url, secret=True)
     amqp_url: str | None = _setting(None, _amqp_url, secret=True)
     management_url: str | None = _setting(None, http_url, secret=True)
+    database_url_file: str | None = _setting(None, printable)
+    amqp_url_file: str | None = _setting(None, printable)
+    require_tls: bool = _setting(False, switch)
     schema: str = field(default_factory=lambda: schema_in_force(None), metadata={"read": schema_name, "secret": False})
     config: str | None = _setting(None, printable)
     log_level: str = _setting("info", one_of(LOG_LEVELS))
@@ -245,6 +305,14 @@ class Settings:
                     result[each.name] = single(value, each.metadata["read"])
                 except (ValueError, SettingsError) as error:
                     mistakes.append(_said(origin, value, error, secret=each.metadata["secret"]))
+        for url in ("database_url", "amqp_url"):
+            file = f"{url}_file"
+            if result.get(url) is None or result.get(file) is None:
+                continue
+            if values[url][0].startswith("--") and not values[file][0].startswith("--"):
+                result[file] = None  # the flag wins
+            else:
+                mistakes.append(f"{values[url][0]} and {values[file][0]} are both given: leave one out")
         if not mistakes:
             settings = cls(**result)
             mistakes = settings._contradictions()
@@ -253,21 +321,57 @@ class Settings:
         raise SettingsError("; ".join(mistakes))
 
     def database(self) -> str:
-        """The database's URL. :raises SettingsError: if none was given."""
+        """The database's URL; where it stands in a file, what that holds now: it is read at each call.
+
+        :raises SettingsError: if none was given, the file holds none, or it would be a plain connection and TLS is
+            required.
+        """
+        if self.database_url_file is not None:
+            return self._checked_database(secret("database_url", self.database_url_file, _database_url))
         if self.database_url is None:
             raise SettingsError(
                 "no database is named: set RELMSG_DATABASE_URL=postgresql+asyncpg://user:password@host/database"
             )
-        return self.database_url
+        return self._checked_database(self.database_url)
 
     def broker(self) -> list[str]:
-        """The broker's URLs, one a host. :raises SettingsError: if none was given."""
+        """The broker's URLs, one a host. :raises SettingsError: as ``database``."""
+        return amqp_urls(self.broker_url())
+
+    def broker_url(self) -> str:
+        """The broker's URL with all its hosts, as ``database``."""
+        if self.amqp_url_file is not None:
+            return self._checked_broker(secret("amqp_url", self.amqp_url_file, _amqp_url))
         if self.amqp_url is None:
             raise SettingsError("no broker is named: set RELMSG_AMQP_URL=amqp://user:password@host:5672/vhost")
-        return amqp_urls(self.amqp_url)
+        return self._checked_broker(self.amqp_url)
+
+    def _checked_database(self, url: str) -> str:
+        if self.require_tls:
+            require_database_tls(url, required=True)
+        return url
+
+    def _checked_broker(self, url: str) -> str:
+        if self.require_tls:
+            require_broker_tls(amqp_urls(url), required=True)
+        return url
 
     def _contradictions(self) -> list[str]:
         found = []
+        for url, file, ask in (
+            (self.database_url, self.database_url_file, self.database),
+            (self.amqp_url, self.amqp_url_file, self.broker_url),
+        ):
+            if file is not None or (url is not None and self.require_tls):
+                try:
+                    ask()
+                except SettingsError as error:
+                    found.append(str(error))
+        if self.require_tls and self.management_url is not None:
+            try:
+                tell_plain("RabbitMQ's management", _plain(self.management_url), required=True)
+            except SettingsError as error:
+                found.append(str(error))
         if self.poll_min > self.poll_max:
             found.append(f"poll_min ({self.poll_min:g}) is more than poll_max ({self.poll_max:g})")
         if self.renew * 2 > self.lease:

@@ -50,8 +50,7 @@ class Place:
     @property
     def amqp_url(self) -> str:
         """The broker's URL, with all its hosts."""
-        assert self.settings.amqp_url is not None
-        return self.settings.amqp_url
+        return self.settings.broker_url()
 
     @property
     def error_exchange(self) -> str:

@@ -21,6 +21,8 @@ from relmsg.clock import Clock, SystemClock
 from relmsg.db.failures import named
 from relmsg.errors import AccessRefused, BrokerAway, RelmsgError
 from relmsg.retry import full_jitter
+from relmsg.settings import require_broker_tls
+from relmsg.tls import tls_required
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,8 @@ class Connection:
     """One AMQP connection that is kept up until it is closed.
 
     After a loss it is made again, host after host in turn, with exponential backoff and full jitter (0.1 s up to 10 s),
-    for ever: a broker that is away is waited for, and so is a password that was rotated. ``generation`` grows with
+    for ever: a broker that is away is waited for, and so is a password that was rotated. Where ``urls`` is a function
+    it is asked before each of them; what it raises then is logged, and the last answer holds. ``generation`` grows with
     every new connection; whatever was received on an older one can no longer be acked.
 
     Use it as a context manager. Entering makes the first connection, and that one fails at once when *no* host can be
@@ -46,7 +49,7 @@ class Connection:
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Sequence[str] | Callable[[], Sequence[str]],
         *,
         name: str = "relmsg",
         heartbeat: float = 10.0,
@@ -59,7 +62,9 @@ class Connection:
         self.generation = 0
         self.reconnects = 0
         self.blocked_seconds = 0.0
-        self._urls = [URL(url).update_query(name=name, heartbeat=str(int(heartbeat))) for url in urls]
+        self._given = urls
+        self._options = {"name": name, "heartbeat": str(int(heartbeat))}
+        self._urls = self._read()
         self._next = 0
         self._timeout = connect_timeout
         self._clock = clock or SystemClock()
@@ -169,6 +174,8 @@ class Connection:
         raise next((error for error in errors if isinstance(error, AccessRefused)), errors[-1])
 
     async def _connect(self) -> None:
+        if self._next:
+            self._reread()
         url = self._urls[self._next % len(self._urls)]
         self._next += 1
         opening = aiormq.Connection(url, transport_factory=TappedTransport(self._opened))
@@ -182,6 +189,18 @@ class Connection:
         self.generation += 1
         self._up.set()
         log.info("connected to RabbitMQ at %s:%s as %s", url.host, url.port or _port(url), self.name)
+
+    def _read(self) -> list[URL]:
+        urls = self._given() if callable(self._given) else self._given
+        require_broker_tls(urls, required=tls_required())
+        return [URL(url).update_query(self._options) for url in urls]
+
+    def _reread(self) -> None:
+        if callable(self._given):
+            try:
+                self._urls = self._read()
+            except RelmsgError as error:
+                log.warning("%s: the broker's URL cannot be read anew, the one before holds: %s", self.name, error)
 
     def _opened(self, tap: Tap, transport: asyncio.Transport) -> None:
         self._tap, self._transport = tap, transport

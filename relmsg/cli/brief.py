@@ -25,7 +25,7 @@ def connection(settings: Settings, name: str) -> Connection:
     """
     for library in ("relmsg", "aiormq", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    return Connection(settings.broker(), name=name)
+    return Connection(settings.broker, name=name)
 
 
 def asked(settings: Settings, ask: Callable[[AsyncEngine], Awaitable[T]]) -> T:
@@ -36,7 +36,7 @@ def asked(settings: Settings, ask: Callable[[AsyncEngine], Awaitable[T]]) -> T:
     """
 
     async def run() -> T:
-        engine = create_engine(settings.database())
+        engine = create_engine(settings.database)
         try:
             await require_current(engine, settings.schema)
             return await ask(engine)

@@ -87,7 +87,7 @@ async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> Non
     with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
         where = f", probes on port {probes.port}" if probes.port is not None else ""
         await inbox.run(
-            settings.amqp_url,
+            settings.broker_url if settings.amqp_url_file or settings.amqp_url else None,
             stop,
             started=lambda: output.write(f"consuming {', '.join(inbox.queues)} as {inbox.name}{where}"),
             prefetch=settings.prefetch,

@@ -118,7 +118,7 @@ class Coordinator:
         async with AsyncExitStack() as stack:
             # Whoever waits for a connection of the pool gives up by the store's own deadline, as DatabaseAway.
             options = {"pool_size": LINES + 1, "max_overflow": 0, "pool_timeout": 2 * ANSWER_SECONDS}
-            engine = create_engine(self._settings.database(), **options)
+            engine = create_engine(self._settings.database, **options)
             stack.push_async_callback(engine.dispose)
             await require_current(engine, self._settings.schema)
             publishing = await stack.enter_async_context(self._connect("half messages, publish"))
@@ -170,7 +170,7 @@ class Coordinator:
     def _connect(self, purpose: str) -> Connection:
         settings = self._settings
         name = f"{settings.relay_name} {purpose}"
-        return Connection(settings.broker(), name=name, heartbeat=settings.heartbeat, clock=self._clock)
+        return Connection(settings.broker, name=name, heartbeat=settings.heartbeat, clock=self._clock)
 
     async def _until(
         self,

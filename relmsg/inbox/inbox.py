@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -50,6 +50,7 @@ MOST_WINDOW_SECONDS = 100 * 365 * 24 * 3600.0
 MOST_BODY_BYTES = 1024**3
 MOST = 65_535  # AMQP: a prefetch count has 16 bits
 
+Url: TypeAlias = str | Callable[[], str]
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
 
 
@@ -229,7 +230,7 @@ class Inbox:
 
     async def run(
         self,
-        amqp_url: str | None = None,
+        amqp_url: Url | None = None,
         stop: asyncio.Event | None = None,
         *,
         started: Callable[[], None] = lambda: None,
@@ -241,13 +242,16 @@ class Inbox:
         """Consume until ``stop`` is set or this call is cancelled, then drain.
 
         ``started`` is called once all queues are consumed. A database or a broker that goes away later is waited for.
+        A function in place of the URL is asked before each new connection: for a password that is rotated.
 
         :raises SchemaError: relmsg's tables are missing, older or newer.
         :raises QueueMissing: a queue does not exist.
         :raises DatabaseAway, BrokerAway, AccessRefused: a service does not answer, or refuses, at the start.
         :raises UsageError: there is no handler, or no URL, or this inbox runs already.
         """
-        url = self.amqp_url if amqp_url is None else arguments.text("run(amqp_url)", amqp_url, most=None)
+        url: Url | None = self.amqp_url
+        if amqp_url is not None:
+            url = amqp_url if callable(amqp_url) else arguments.text("run(amqp_url)", amqp_url, most=None)
         if url is None:
             raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
         if not self.queues:
@@ -260,7 +264,7 @@ class Inbox:
         self._require_idle()  # and is still
         self._ended = None
         self._consumer = self._assemble(
-            amqp_urls(url),
+            url,
             self._prefetch_of(self.prefetch if prefetch is None else _prefetch("run(prefetch=…)", prefetch)),
             self.concurrency if concurrency is None else _concurrency("run(concurrency=…)", concurrency),
             self.drain if drain is None else arguments.seconds("run(drain=…)", drain),
@@ -289,7 +293,7 @@ class Inbox:
 
     def running(
         self,
-        amqp_url: str | None = None,
+        amqp_url: Url | None = None,
         *,
         wait_for_services: bool | Seconds = False,
         prefetch: int | None = None,
@@ -345,12 +349,14 @@ class Inbox:
         return {queue: told or min(MOST, max(PREFETCH, largest(queue) * GROUPS_AHEAD)) for queue in self.queues}
 
     def _assemble(
-        self, urls: list[str], prefetch: dict[str, int], concurrency: int, drain: float, heartbeat: float
+        self, url: Url, prefetch: dict[str, int], concurrency: int, drain: float, heartbeat: float
     ) -> Consumer:
         rest, store = Rest(Progress(self._clock)), Store(self.schema)
         database = Gate(f"{self.name}, database", rest=rest, clock=self._clock, chance=self._chance)
         errors = Gate(f"{self.name}, error exchange", rest=rest, clock=self._clock, chance=self._chance)
         self.metrics.watch([database, errors])
+
+        urls = (lambda: amqp_urls(url())) if callable(url) else amqp_urls(url)
 
         def connection(purpose: str) -> Connection:
             name = f"{self.name}: {purpose}"

@@ -124,7 +124,7 @@ class Relay:
         """
         settings = self._settings
         async with AsyncExitStack() as stack:
-            engine = create_engine(settings.database(), pool_size=4, max_overflow=0)
+            engine = create_engine(settings.database, pool_size=4, max_overflow=0)
             stack.push_async_callback(engine.dispose)
             await require_current(engine, settings.schema)
             publishing = await stack.enter_async_context(self._connect("publish"))
@@ -164,7 +164,7 @@ class Relay:
 
     def _connect(self, purpose: str) -> Connection:
         name = f"{self._settings.relay_name} {purpose}"
-        return Connection(self._settings.broker(), name=name, heartbeat=self._settings.heartbeat, clock=self._clock)
+        return Connection(self._settings.broker, name=name, heartbeat=self._settings.heartbeat, clock=self._clock)
 
     def _assemble(
         self, stack: AsyncExitStack, engine: AsyncEngine, publishing: Connection, probing: Connection

@@ -20,10 +20,17 @@ from relmsg.outbox.metrics import RelayMetrics
 from relmsg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-OF_BOTH = {"amqp_url", "probes", "log_level", "log_format"}
+OF_BOTH = {"amqp_url", "amqp_url_file", "require_tls", "probes", "log_level", "log_format"}
 OF_CONSUMER = {"prefetch", "concurrency", "consumer_drain"}
 OF_NEITHER = {"config", "management_url"}
-WITHOUT_DEFAULT = {"database_url", "amqp_url", "relay_name", "prefetch"}  # the last follows the handlers of a queue
+WITHOUT_DEFAULT = {
+    "database_url",
+    "amqp_url",
+    "database_url_file",
+    "amqp_url_file",
+    "relay_name",
+    "prefetch",
+}  # the last follows the handlers of a queue
 
 
 def settings_of(process: str) -> dict[str, object]:
