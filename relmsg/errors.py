@@ -211,5 +211,9 @@ class KilledWorker(Unhandleable):
     """Handling this message has ended the worker process three times."""
 
 
+class HalfNotAllowed(Unhandleable):
+    """A rule of RELMSG_HALF_ALLOWED forbids this group to send this message."""
+
+
 class MalformedHalf(Unhandleable):
     """This delivery is none of the half message protocol, or one of its headers is missing or out of range."""

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from relmsg.arguments import shown
 from relmsg.errors import SettingsError
+from relmsg.half_rules import half_rules
 from relmsg.readers import address, http_url, line_break, number, one_of, printable, single, switch
 from relmsg.tls import ENCRYPTED, check_amqp_tls, database_tls, tell_plain
 
@@ -197,6 +198,11 @@ def _plain(url: str) -> list[str | None]:
     return [] if parts.scheme in ("amqps", "https") else [parts.hostname]
 
 
+def _half_rules(text: str) -> str:
+    half_rules(text)
+    return text
+
+
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
 
@@ -249,6 +255,7 @@ class Settings:
     half_check_every: float = _setting(30.0, number(float, 0.1, 30 * _DAY, "seconds"))
     half_max_checks: int = _setting(15, number(int, 1, 1_000_000, "checks"))
     half_check_rate: int = _setting(100, number(int, 1, 10_000, "checks a second"))
+    half_allowed: str = _setting("", _half_rules)
     half_retention: float = _setting(3 * _DAY, number(float, 60, 3650 * _DAY, "seconds"))
 
     prefetch: int | None = _setting(None, number(int, 1, 65_535, "messages"))

@@ -31,6 +31,7 @@ from relmsg.half.intake import Intake
 from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.half.protocol import COORDINATOR, coordinator_queue
 from relmsg.half.store import ANSWER_SECONDS, HalfStore
+from relmsg.half_rules import half_rules
 from relmsg.migrate import require_current
 from relmsg.outage import Outage
 from relmsg.settings import Settings
@@ -146,6 +147,7 @@ class Coordinator:
                 committed=self._committed,
                 max_body_bytes=self._settings.max_body_bytes,
                 lines=LINES,
+                rules=half_rules(self._settings.half_allowed),
                 clock=self._clock,
                 chance=self._chance,
             )

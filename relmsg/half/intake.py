@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import publication
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import BrokerAway, DatabaseAway, RelmsgError
+from relmsg.errors import BrokerAway, DatabaseAway, HalfNotAllowed, RelmsgError
 from relmsg.failpoint import reach
 from relmsg.half import protocol
 from relmsg.half.half import Half
@@ -28,6 +28,7 @@ from relmsg.half.protocol import Answer, Verb
 from relmsg.half.reading import Answered, Decision, Received, Word, line_of, read
 from relmsg.half.state import HalfState
 from relmsg.half.store import Decided, HalfStore
+from relmsg.half_rules import Rule, rule_for
 from relmsg.message import uuid7
 from relmsg.outage import Outage
 from relmsg.retry import full_jitter
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 CONSUMER = "half message coordinator"
 BASE_SECONDS, CAP_SECONDS = 0.1, 10.0
+NOT_ALLOWED = "coordinator: not allowed"
 SERVER_NAMED = "amq."  # as the broker names private queues: nobody shall have us write into any other
 
 
@@ -44,7 +46,7 @@ class _Failed:
     """Why a delivery goes to the error queue."""
 
     error: Exception
-    reason: str = "malformed_half"
+    reason: str
     attempts: int = 0
 
 
@@ -65,6 +67,7 @@ class Intake:
         committed: Callable[[], None],
         max_body_bytes: int,
         lines: int,
+        rules: Mapping[str, Rule] | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -76,6 +79,7 @@ class Intake:
         self._error_queue = Outage("the error queue")
         self._committed = committed
         self._max_body_bytes = max_body_bytes
+        self._rules = rules or {}
         self._chance = chance
         self._lines: list[asyncio.Queue[Delivery | None]] = [asyncio.Queue() for _ in range(lines)]
         self._stopping = asyncio.Event()
@@ -147,6 +151,11 @@ class Intake:
             await self._refuse(delivery, error)
             return
         reach("coordinator.before_statement")
+        if isinstance(word, Half) and (why := self._forbidden(word)) is not None:
+            await self._store.refuse(word.half_id, group=word.group, user_id=word.user_id, by=NOT_ALLOWED)
+            log.error("half message %s is refused: group %r: %s", word.half_id, word.group, why)
+            await self._refuse(delivery, HalfNotAllowed(f"group {word.group!r}: {why}"), "half_not_allowed")
+            return
         try:
             decided = await self._carried_out(word)
         except DBAPIError as error:  # PostgreSQL cannot store it, and never will
@@ -156,6 +165,11 @@ class Intake:
         self._note(word, decided)
         if isinstance(word, Decision):
             await self._answer(delivery, word, decided)
+
+    def _forbidden(self, half: Half) -> str | None:
+        rule = rule_for(self._rules, half.group)
+        envelope = half.envelope
+        return None if rule is None else rule.refusal(envelope.exchange, envelope.source, half.user_id)
 
     async def _carried_out(self, word: Word) -> Decided:
         store = self._store
@@ -224,9 +238,9 @@ class Intake:
         if not isinstance(receipt, Confirmed):
             log.debug("half message %s: its producer could not be told: %s", decision.half_id, receipt)
 
-    async def _refuse(self, delivery: Delivery, error: Exception) -> None:
+    async def _refuse(self, delivery: Delivery, error: Exception, reason: str = "malformed_half") -> None:
         """Have it in the error queue, with its diagnosis. :raises _NotTaken: it is not known to be there."""
-        receipt = await self._errors.take(delivery, _Failed(error), CONSUMER, str(delivery.message.id))
+        receipt = await self._errors.take(delivery, _Failed(error, reason), CONSUMER, str(delivery.message.id))
         if not isinstance(receipt, Confirmed):
             raise _NotTaken(str(receipt)) from receipt
         self._metrics.malformed()

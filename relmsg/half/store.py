@@ -144,6 +144,11 @@ class HalfStore:
             if decided.refusal is not None or decided.state.is_final:
                 return decided
 
+    async def refuse(self, half_id: UUID, *, group: str, user_id: str | None, by: str) -> None:
+        """Have a half message that is not kept count as rolled back, so that its producer is told so. A row of this id
+        that stands there is left alone: it may be somebody else's."""
+        await self._run_for(sql.KEEP, half_id, group, user_id, HalfState.ROLLED_BACK.value, by)
+
     async def received(self, half_id: UUID, check: int, *, group: str, user_id: str | None) -> Decided:
         """A member of the group has this check."""
         if await self._run_for(sql.RECEIVED, half_id, group, user_id, check):
