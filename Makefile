@@ -94,7 +94,7 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
 	@echo "installing the oldest libraries into $(LOWEST)"
 	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic,crypto]' \
-	  pytest pytest-asyncio pytest-xdist hypothesis aiomysql aiosqlite
+	  pytest pytest-asyncio pytest-xdist hypothesis aiomysql aiosqlite trustme
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml tests/benchmarks/requirements.txt $(STAMP)
