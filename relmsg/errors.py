@@ -8,6 +8,7 @@
     │   ├── TransactionRequired        publish() was called where no transaction protects it
     │   ├── HandlerRefused             a handler that can never be called, told when it is registered
     │   ├── UnsupportedProperty        a message property that the outbox cannot keep
+    │   ├── UnsupportedOperation       what a wrapped exchange cannot do, as it has no broker behind it
     │   ├── GroupRefused               a producer group whose name cannot be one
     │   ├── CheckerRefused             a checker that could never be asked, or the second one for a type
     │   ├── ImportTargetError          `module:name` does not lead to what was asked for
@@ -77,6 +78,10 @@ class HandlerRefused(UsageError):
 
 class UnsupportedProperty(UsageError):
     """This message property cannot be kept in the outbox."""
+
+
+class UnsupportedOperation(UsageError, NotImplementedError, AttributeError):
+    """A wrapped exchange writes into the outbox and talks to no broker: it only publishes."""
 
 
 class GroupRefused(UsageError):

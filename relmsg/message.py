@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,23 @@ Headers: TypeAlias = Mapping[str, HeaderValue]
 
 # Ids made from business keys live in a namespace of their own, so that they cannot meet anyone else's UUIDv5.
 ID_NAMESPACE = UUID("6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11")
+
+HYPHENED = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+USUAL_SPELLING = re.compile(HYPHENED)
+SPELLING = re.compile(
+    rf"(?:urn:uuid:)?({HYPHENED}|[0-9a-f]{{32}})|\{{({HYPHENED}|[0-9a-f]{{32}})\}}", re.IGNORECASE | re.ASCII
+)
+
+
+def canonical_id(given: str) -> str:
+    """The id in the usual spelling of a UUID, lower case with hyphens, if it spells a UUID; any other text as it is.
+
+    Other spellings are upper case, no hyphens, braces, and ``urn:uuid:``. Ids whose canonical texts are equal name the
+    same message.
+    """
+    if USUAL_SPELLING.fullmatch(given) or not (spelt := SPELLING.fullmatch(given)):
+        return given
+    return str(UUID(spelt[1] or spelt[2]))
 
 
 def uuid7() -> UUID:

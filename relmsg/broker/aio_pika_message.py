@@ -10,7 +10,8 @@ import aio_pika
 from relmsg.errors import UnsupportedProperty
 from relmsg.message import Message, uuid7
 
-AioPikaMessage: TypeAlias = aio_pika.Message
+AioPikaMessage: TypeAlias = aio_pika.abc.AbstractMessage
+AioPikaExchange: TypeAlias = aio_pika.abc.AbstractExchange
 
 
 def convert(message: AioPikaMessage, exchange: str, routing_key: str) -> Message:

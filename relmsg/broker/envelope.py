@@ -153,8 +153,8 @@ def outbox_id(message: Message) -> UUID:
     parsed = uuid_of(message.id)
     if isinstance(message.id, str) and str(parsed) != message.id:
         raise PropertyRefused(
-            f"message id {message.id!r} would be sent as {str(parsed)!r}, and consumers would take the two for "
-            f"different messages: give UUID({message.id!r})"
+            f"message id {message.id!r} would be sent as {str(parsed)!r}, and consumers without an inbox would take "
+            f"the two for different messages: give UUID({message.id!r})"
         )
     return parsed
 

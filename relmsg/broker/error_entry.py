@@ -11,6 +11,7 @@ from typing import Any
 from aiormq.abc import DeliveredMessage
 
 from relmsg.broker import error_headers as names
+from relmsg.message import canonical_id
 
 BY_BROKER = "dead-lettered by the broker"
 # Properties in the order in which AMQP names them; the headers are told apart.
@@ -61,7 +62,8 @@ class ErrorEntry:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorFilter:
     """Which entries are meant: those to which everything given applies. ``exception`` is a class name, with or without
-    what stands before its last dot. An entry without a time is never meant by ``since`` or ``until``.
+    what stands before its last dot. An id that is a UUID is meant in any spelling. An entry without a time is never
+    meant by ``since`` or ``until``.
     """
 
     message_id: str | None = None
@@ -72,7 +74,7 @@ class ErrorFilter:
 
     def matches(self, entry: ErrorEntry) -> bool:
         """Whether the entry is meant."""
-        if self.message_id is not None and entry.message_id != self.message_id:
+        if self.message_id is not None and canonical_id(entry.message_id) != canonical_id(self.message_id):
             return False
         if self.type is not None and entry.type != self.type:
             return False

@@ -13,6 +13,7 @@ from relmsg.half import protocol
 from relmsg.half.half import Half, number, read_half, uuid_of
 from relmsg.half.protocol import Answer, Verb, group_name
 from relmsg.half.state import Resolution
+from relmsg.message import canonical_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def read(delivery: Delivery, *, max_body_bytes: int) -> Word:
 def line_of(delivery: Delivery) -> str:
     """What tells one half message from another, whether or not the delivery can be read."""
     named = delivery.message.headers.get(protocol.HALF_ID)
-    return named if isinstance(named, str) else str(delivery.message.id)
+    return canonical_id(named if isinstance(named, str) else str(delivery.message.id))
 
 
 def _check(headers: Mapping[str, Any]) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from typing import Literal, NamedTuple, TypeAlias
 
 from relmsg.errors import MissingMessageId
-from relmsg.message import Message
+from relmsg.message import Message, canonical_id
 
 MissingId: TypeAlias = Literal["reject", "hash"]
 
@@ -24,7 +24,7 @@ class Identity(NamedTuple):
 
 
 def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity:
-    """The identity of a received message.
+    """The identity of a received message. A UUID has the same identity in each of its spellings.
 
     Without an id that PostgreSQL can store, ``missing_id`` decides: ``"reject"`` refuses the message; ``"hash"`` makes
     an id from where it was published to, its type, body, timestamp and correlation id. Two messages that agree in all
@@ -37,7 +37,7 @@ def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity
         raise MissingMessageId("the message's app_id holds a NUL character, so its id cannot be remembered")
     message_id = str(message.id)
     if message_id and "\0" not in message_id:
-        return Identity(consumer, source, message_id)
+        return Identity(consumer, source, canonical_id(message_id))
     if missing_id == "hash":
         return Identity(consumer, source, content_id(message))
     what = "holds a NUL character" if message_id else "is missing"

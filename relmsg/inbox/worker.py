@@ -19,6 +19,7 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Attempted, DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
+from relmsg.message import canonical_id
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,9 @@ class _Journey:
         """Have the error copy confirmed; only then may the original be acked."""
         worker, delivery, identity = self._worker, self._delivery, self._arrival.identity
         consumer = self._arrival.consumer
-        message_id = identity.message_id if identity is not None else str(delivery.message.id)
+        message_id = str(delivery.message.id)
+        if identity is not None and canonical_id(message_id) != identity.message_id:
+            message_id = identity.message_id  # it came without an id that can be remembered
 
         async def taken() -> Confirmed | CopyRefused | Unsettled:
             receipt = await worker.errors.take(delivery, failed, consumer, message_id)

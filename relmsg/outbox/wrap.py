@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
-from relmsg.broker.aio_pika_message import AioPikaMessage, convert
-from relmsg.errors import UnsupportedProperty
+from relmsg.broker.aio_pika_message import AioPikaExchange, AioPikaMessage, convert
+from relmsg.errors import UnsupportedOperation, UnsupportedProperty
 from relmsg.message import Message
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class AbstractExchange(Protocol):
     """What a publisher may use of an exchange, whether it is aio-pika's or ``Outbox.wrap``'s: annotate with this.
 
-    aio-pika's own ``AbstractExchange`` also declares, binds and deletes, which nothing in a transaction can do.
+    aio-pika's own ``AbstractExchange`` also declares, binds and deletes, which nothing in a transaction can do; a
+    wrapped exchange passes for it as well, and raises there.
     """
 
     @property
@@ -36,11 +37,16 @@ class AbstractExchange(Protocol):
         """Send the message to this exchange, or write it into the outbox for it."""
 
 
-class OutboxExchange:
-    """Answers to ``publish`` as an aio-pika exchange does; made by ``Outbox.wrap``.
+# What an aio-pika exchange has besides, by its plain and its robust connection.
+OF_THE_BROKER = frozenset({"channel", "auto_delete", "durable", "internal", "passive", "arguments", "restore"})
+
+
+class OutboxExchange(AioPikaExchange):
+    """Publishes as an aio-pika exchange does, and is one to type checkers; made by ``Outbox.wrap``.
 
     What differs: the message goes out after the transaction has committed, always persistent, mandatory and confirmed
     by the relay. There is no broker answer yet, so the written message is returned instead of a confirmation.
+    Everything but ``name`` and ``publish`` raises ``UnsupportedOperation``.
     """
 
     def __init__(self, outbox: Outbox, tx: AsyncSession | AsyncConnection, name: str) -> None:
@@ -48,7 +54,7 @@ class OutboxExchange:
         self._outbox = outbox
         self._tx = tx
 
-    async def publish(
+    async def publish(  # type: ignore[override] # a message where aio-pika has the broker's answer
         self,
         message: AioPikaMessage,
         routing_key: str,
@@ -73,3 +79,37 @@ class OutboxExchange:
         if immediate:
             raise UnsupportedProperty("immediate=True is not supported: RabbitMQ closes the connection on it")
         return await self._outbox.publish(self._tx, convert(message, self.name, routing_key))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"<OutboxExchange({self.name!r})>"
+
+    async def declare(self, *_: Any, **__: Any) -> NoReturn:
+        """:raises UnsupportedOperation: always; declare exchanges by a ``Topology``."""
+        raise _unsupported("declare")
+
+    async def bind(self, *_: Any, **__: Any) -> NoReturn:
+        """:raises UnsupportedOperation: always; declare bindings by a ``Topology``."""
+        raise _unsupported("bind")
+
+    async def unbind(self, *_: Any, **__: Any) -> NoReturn:
+        """:raises UnsupportedOperation: always."""
+        raise _unsupported("unbind")
+
+    async def delete(self, *_: Any, **__: Any) -> NoReturn:
+        """:raises UnsupportedOperation: always."""
+        raise _unsupported("delete")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name in OF_THE_BROKER:
+            raise _unsupported(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+
+def _unsupported(name: str) -> UnsupportedOperation:
+    return UnsupportedOperation(
+        f"a wrapped exchange has no {name}: it writes into the outbox and talks to no broker; declare exchanges and "
+        "bindings by a Topology, and use aio-pika's own exchange for the rest"
+    )

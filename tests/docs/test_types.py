@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import assert_type
 
 from relmsg import AbstractExchange, Confirmed, Exchange, Message, Outbox, Publisher, Queue, Receipt, Retry, Topology
+from relmsg.settings import Settings
 from relmsg.testing import eventually
 
 
@@ -32,6 +33,27 @@ async def publish(exchange: AbstractExchange) -> None:
 async def both(session: AsyncSession, exchange: OfAioPika) -> None:
     await publish(exchange)
     await publish(Outbox("orders").wrap(session, "shop"))
+
+
+class TypedPublisher:
+    def __init__(self, exchange: OfAioPika) -> None:
+        self.exchange = exchange
+
+    async def send(self, body: bytes) -> str:
+        message = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+        await self.exchange.publish(message, routing_key="order.placed", mandatory=True, timeout=5)
+        return self.exchange.name
+
+
+async def typed_for_aio_pika(session: AsyncSession) -> None:
+    await TypedPublisher(Outbox("orders").wrap(session, "shop")).send(b"x")
+
+
+settings = Settings(database_url="postgresql://h/d", batch=5, prefetch=None, lease=3, listen=False, probes="")
+assert_type(settings.batch, int)
+assert_type(settings.prefetch, int | None)
+Settings(batch="5")  # type: ignore[arg-type]
+Settings(batches=5)  # type: ignore[call-arg]
 
 
 async def receipts(publisher: Publisher, raises: bool) -> None:

@@ -10,7 +10,7 @@ import aio_pika
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from relmsg.errors import ExpirationNotPositive, UnsupportedProperty
+from relmsg.errors import ExpirationNotPositive, UnsupportedOperation, UnsupportedProperty
 from tests.integration.test_outbox_publish import OUTBOX, rows
 from tests.support.broker import Broker
 from tests.support.relaying import emptied, relaying
@@ -91,3 +91,33 @@ async def test_an_expiration_in_the_past_raises(sessions: async_sessionmaker[Asy
     async with sessions() as session, session.begin():
         with pytest.raises(ExpirationNotPositive):
             await OUTBOX.wrap(session, "shop").publish(aio_pika.Message(b"", expiration=past), "o")
+
+
+@pytest.mark.parametrize("name", ["declare", "bind", "unbind", "delete"])
+async def test_what_needs_a_broker_raises_by_name(sessions: async_sessionmaker[AsyncSession], name: str) -> None:
+    """A call that only a broker could answer says which one it was and what to do instead, and changes nothing."""
+    async with sessions() as session, session.begin():
+        with pytest.raises(UnsupportedOperation, match=f"has no {name}: "):
+            await getattr(OUTBOX.wrap(session, "shop"), name)("other", if_unused=True)
+
+
+@pytest.mark.parametrize("name", ["channel", "auto_delete", "durable", "internal", "passive", "arguments", "restore"])
+async def test_what_an_exchange_of_the_broker_has_raises_by_name(
+    sessions: async_sessionmaker[AsyncSession], name: str
+) -> None:
+    """An attribute of aio-pika's exchanges is missing by name; code that looks whether it is there finds none."""
+    async with sessions() as session:
+        exchange = OUTBOX.wrap(session, "shop")
+        with pytest.raises(UnsupportedOperation, match=f"has no {name}: "):
+            getattr(exchange, name)
+        assert not hasattr(exchange, name)
+
+
+async def test_a_wrapped_exchange_passes_for_one_of_aio_pika(sessions: async_sessionmaker[AsyncSession]) -> None:
+    """Code that asks what kind of object it was given takes it, and shows it by its name."""
+    async with sessions() as session:
+        exchange = OUTBOX.wrap(session, "shop")
+        assert isinstance(exchange, aio_pika.abc.AbstractExchange)
+        assert (str(exchange), exchange.name) == ("shop", "shop")
+        with pytest.raises(AttributeError, match="no attribute 'publisch'"):
+            exchange.publisch  # noqa: B018

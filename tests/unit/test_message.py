@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relmsg import message as module
-from relmsg.message import Message, uuid7
+from relmsg.message import Message, canonical_id, uuid7
 
 
 def test_id_for_is_the_same_in_every_process_and_version():
@@ -74,3 +74,32 @@ def test_a_message_is_frozen():
 def test_messages_do_not_share_headers():
     """The empty headers of one message are not those of another."""
     assert Message().headers is not Message().headers
+
+
+@given(st.uuids(), st.sampled_from(["{}", "{{{}}}", "urn:uuid:{}", "URN:UUID:{}"]), st.booleans(), st.booleans())
+def test_every_spelling_of_a_uuid_has_one_canonical_id(made, around, upper, hyphens):
+    """Upper case, braces, urn:uuid: and missing hyphens are spellings of the same id."""
+    spelt = str(made) if hyphens else made.hex
+    assert canonical_id(around.format(spelt.upper() if upper else spelt)) == str(made)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "order-7",
+        "6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a1g",
+        "6f1c9d0a5d0f-5b7e-9c53-0e6b5b0f7a11",
+        "6-f1c9d0a5d0f5b7e9c530e6b5b0f7a11",
+        "{6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11",
+        " 6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11",
+        "6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11\n",
+        "6f1c9d0a_5d0f5b7e9c530e6b5b0f7a11",
+        "٣" * 32,
+        "urn:uuıd:6f1c9d0a-5d0f-5b7e-9c53-0e6b5b0f7a11",
+    ],
+)
+def test_what_spells_no_uuid_stays_as_it_is(text):
+    """Two texts that are not known to be one UUID are never taken for one message."""
+    assert canonical_id(text) == text
