@@ -28,6 +28,8 @@ class Batch:
         self.receipts: list[Receipt | None] = [None] * len(publications)
         self.written = 0
         """How many, from the first on, may have reached the broker."""
+        self.unsent_because: RelmsgError | None = None
+        """Why there was no channel to send it on."""
         self._unanswered = len(publications)
         self._returned: dict[int, Returned] = {}
         self._ended = ended
@@ -62,6 +64,11 @@ class Batch:
         code = reply_code(cause)
         reason = cause if isinstance(cause, TimeoutError | RelmsgError) else translate(cause)
         self._close_out(0, lambda publish: Unknown(publish.message_id, reason, code))
+
+    def not_sent(self, reason: RelmsgError) -> None:
+        """There was no channel for any of it: all of it is Unknown, as are the others of its call."""
+        self.unsent_because = reason
+        self.give_up(reason)
 
     def leave(self, cause: BaseException) -> None:
         """Nobody waits any more. What is written keeps its id until it is answered: sent again under the same id before

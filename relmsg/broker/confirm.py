@@ -52,6 +52,8 @@ class ConfirmChannel:
     async def publish(self, publishes: Sequence[Publication]) -> list[Receipt]:
         """Send a batch and wait for all its receipts, in the order of ``publishes``.
 
+        The connection is waited for once: if it does not come back, the rest is Unknown without being sent.
+
         :raises BrokerAway: nothing at all could be sent.
         """
         batches: list[Batch] = []
@@ -60,9 +62,9 @@ class ConfirmChannel:
             if len({publish.message_id for publish in piece}) < len(piece):
                 # One after another, so that the second of two with the same id waits for the first.
                 for publish in piece:
-                    batches.append(await self._send_once_free([publish], first=not batches))
+                    batches.append(await self._send_once_free([publish], after=batches))
             else:
-                batches.append(await self._send_once_free(piece, first=not batches))
+                batches.append(await self._send_once_free(piece, after=batches))
         return [receipt for batch in batches for receipt in await batch.answered()]
 
     async def close(self) -> None:
@@ -74,14 +76,14 @@ class ConfirmChannel:
         for batch in list(self._under_way):
             batch.give_up(BrokerAway("the channel was closed before the broker answered"))
 
-    async def _send_once_free(self, publishes: Sequence[Publication], *, first: bool) -> Batch:
-        """Send once there is room for all, and none of their ids is under way."""
+    async def _send_once_free(self, publishes: Sequence[Publication], *, after: Sequence[Batch]) -> Batch:
+        """Send once there is room for all, and none of their ids is under way; ``after`` are the pieces before it."""
         ids = {publish.message_id for publish in publishes}
         while len(ids) + len(self._in_flight) > self._window or not ids.isdisjoint(self._in_flight):
             self._answered.clear()
             await self._answered.wait()
         self._in_flight |= ids
-        return await self._send(publishes, first=first)
+        return await self._send(publishes, after)
 
     def _release(self, publishes: Sequence[Publication]) -> None:
         self._in_flight.difference_update([publish.message_id for publish in publishes])
@@ -98,16 +100,19 @@ class ConfirmChannel:
             await self._connection.require_unblocked()
             return self._line
 
-    async def _send(self, publishes: Sequence[Publication], *, first: bool) -> Batch:
+    async def _send(self, publishes: Sequence[Publication], after: Sequence[Batch]) -> Batch:
         batch = Batch(publishes, self._end)
         self._under_way.add(batch)
+        if after and (reason := after[-1].unsent_because) is not None:
+            batch.not_sent(reason)
+            return batch
         try:
             line = await self._open()
         except BaseException as error:
-            if first or not isinstance(error, RelmsgError):
+            if not after or not isinstance(error, RelmsgError):
                 self._end(batch)
                 raise
-            batch.give_up(error)
+            batch.not_sent(error)
             return batch
         try:
             async with asyncio.timeout(self._deadline):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,25 @@ async def test_a_refused_message_raises_nacked_after_its_retries(publisher, brok
     await publisher.publish(Message(routing_key="full"))
     with pytest.raises(Nacked, match="full or unavailable"):
         await publisher.publish(Message(routing_key="full"))
+
+
+@pytest.mark.parametrize("names", ["an id each", "one id"])
+async def test_a_lost_connection_is_waited_for_once_in_a_call(amqp_url, proxy, broker: Broker, names):
+    """However many messages a call still has to send, it waits for the connection once, and the rest is Unknown."""
+    await broker.queue("q")
+    messages = [Message(routing_key="q", body=b"x" * 10_000) for _ in range(1000)]
+    if names == "one id":
+        messages = [replace(each, id=messages[0].id) for each in messages]
+    async with Publisher(proxy.through(amqp_url), window=4, deadline=1, retry=1) as publisher:
+        await publisher.publish(messages[0])
+        await proxy.refuse()
+        proxy.to_server.cut_after(200_000)
+        async with asyncio.timeout(60):  # a second for each of 900 messages would be 15 minutes
+            receipts = await publisher.publish_many(messages, raises=False)
+    kinds = [type(receipt) for receipt in receipts]
+    confirmed = kinds.count(Confirmed)
+    assert 0 < confirmed < 100
+    assert kinds == [Confirmed] * confirmed + [Unknown] * (len(messages) - confirmed)
 
 
 async def test_a_lost_answer_raises_unknown(amqp_url, proxy, broker: Broker):
