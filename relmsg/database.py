@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from relmsg.db.login import Login, normalised
 from relmsg.db.pooler import Connector
-from relmsg.db.search_path import SEARCH_PATH, SearchPath
+from relmsg.db.search_path import SEARCH_PATH, SearchPath, is_set_by_statement
 
 __all__ = ["CONNECT_SECONDS", "READ_COMMITTED", "create_engine", "normalised", "place", "read_committed_sessions"]
 
@@ -60,11 +60,16 @@ def create_engine(url: str | URL | Callable[[], str], **options: Any) -> AsyncEn
 
 
 def read_committed_sessions(engine: AsyncEngine) -> None:
-    """Have every new connection of an engine say READ COMMITTED for all that it does, also in AUTOCOMMIT."""
+    """Have every new connection of an engine say READ COMMITTED for all that it does, also in AUTOCOMMIT.
+
+    Not through a pooler: the session is shared with others. There each transaction says it, and nothing is done in
+    AUTOCOMMIT (``is_set_by_statement``).
+    """
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, _: object) -> None:
-        connection.run_async(lambda raw: raw.execute(READ_COMMITTED))
+        if not is_set_by_statement(engine):
+            connection.run_async(lambda raw: raw.execute(READ_COMMITTED))
 
 
 def place(url: str | URL) -> str:

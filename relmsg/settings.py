@@ -244,6 +244,7 @@ class Settings:
     poll_min: float = _setting(0.005, number(float, 0.001, 60, "seconds"))
     poll_max: float = _setting(0.25, number(float, 0.001, 60, "seconds"))
     listen: bool = _setting(True, switch)
+    listen_url: str | None = _setting(None, _database_url, secret=True)
     lease: float = _setting(15.0, number(float, 1, _HOUR, "seconds"))
     renew: float = _setting(5.0, number(float, 0.1, _HOUR, "seconds"))
     drain: float = _setting(10.0, number(float, 0, _HOUR, "seconds"))

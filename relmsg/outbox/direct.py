@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeAlias
+from weakref import WeakKeyDictionary
 
 import asyncpg
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Pool
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
+from relmsg.db.pooler import behind_pooler
+
 Transaction: TypeAlias = AsyncSession | AsyncConnection
+
+_pooled: WeakKeyDictionary[Pool, bool] = WeakKeyDictionary()
 
 # As SQLAlchemy's asyncpg dialect sorts them; the first that fits.
 KINDS = (
@@ -47,7 +52,7 @@ class Direct:
         """
         driver = _driver(connection)
         try:
-            await driver.fetch(sql, *args)
+            await _fetch(connection, driver, sql, args)
         except Exception as error:  # noqa: BLE001 - asyncpg's, and those of the socket below it
             failure = error
             await tx.run_sync(lambda _: _failed(connection, sql, failure))
@@ -66,7 +71,7 @@ class Direct:
                 cursor.execute(sql, args)
                 cursor.close()
             else:
-                dbapi.dbapi_connection.run_async(lambda _: driver.fetch(sql, *args))
+                dbapi.dbapi_connection.run_async(lambda _: _fetch(connection, driver, sql, args))
         except Exception as error:  # noqa: BLE001 - the dialect's, asyncpg's, and those of the socket below it
             _failed(connection, sql, error)
         except BaseException:
@@ -78,6 +83,20 @@ def _driver(connection: Connection) -> Any:
     """The driver's connection, if a transaction is open there."""
     driver: Any = connection.connection.driver_connection
     return driver if isinstance(driver, asyncpg.Connection) and driver.is_in_transaction() else None
+
+
+async def _fetch(connection: Connection, driver: Any, sql: str, args: Sequence[Any]) -> None:
+    """Whether a pool leads through a pooler is asked once. There the statement has no name: asyncpg's names are not
+    those that the engine may have been given for its pooler, and a name is not there on the next server connection."""
+    pool = connection.engine.pool
+    pooled = _pooled.get(pool)
+    if pooled is None:
+        pooled = _pooled[pool] = await behind_pooler(driver)
+    if pooled:
+        statement = await driver.prepare(sql, name="")
+        await statement.fetch(*args)
+    else:
+        await driver.fetch(sql, *args)
 
 
 def _failed(connection: Connection, sql: str, error: Exception) -> NoReturn:

@@ -15,13 +15,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from relmsg.broker.answer import really_cancelled
 from relmsg.database import READ_COMMITTED
 from relmsg.db.failures import waited_for
+from relmsg.db.pooler import behind_pooler
 from relmsg.db.search_path import SET_LOCAL, is_set_by_statement
 from relmsg.errors import DatabaseAway
 
-PLANNED_EACH_TIME = "SET plan_cache_mode = force_custom_plan; SET jit = off"
+PLANNED_EACH_TIME = ("plan_cache_mode = force_custom_plan", "jit_above_cost = -1")
 PLANNED_ONCE = (
-    "SET plan_cache_mode = force_generic_plan; SET jit = off; "
-    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off"
+    "plan_cache_mode = force_generic_plan",
+    "jit_above_cost = -1",
+    "enable_seqscan = off",
+    "enable_bitmapscan = off",
+    "enable_sort = off",
 )
 
 
@@ -35,6 +39,9 @@ class Driver:
     scan when thousands of rows arrive (performance.md, plan-cache trap), and compiling what is planned anew each time
     takes longer than running it. Or it is PLANNED_ONCE, for statements to which one index is always right: planning is
     half of what a poll of an empty outbox costs, and with nothing else to choose from no plan can be the wrong one.
+
+    Through a pooler the session is not ours: each statement then has a transaction that sets all this for itself, and
+    no name. That takes four round trips instead of one (docs/decisions/0150).
     """
 
     def __init__(
@@ -42,14 +49,14 @@ class Driver:
         engine: AsyncEngine,
         *,
         deadline: float = 30.0,
-        planning: str = PLANNED_EACH_TIME,
+        planning: Sequence[str] = PLANNED_EACH_TIME,
     ) -> None:
         self._engine = engine
         self._planning = planning
         self._deadline = deadline
         self._connection: AsyncConnection | None = None
         self._raw: Any = None
-        self._sets_path = False
+        self._pooled = False
         self._lock = asyncio.Lock()
 
     async def fetch(self, sql: str, *args: object) -> Sequence[Any]:
@@ -90,17 +97,21 @@ class Driver:
             await self._drop()
 
     async def _fetch(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
-        if not self._sets_path:
+        if not self._pooled:
             return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
-        async with raw.transaction():
-            await raw.execute(SET_LOCAL)
-            return await raw.fetch(sql, *args)  # type: ignore[no-any-return]
+        settings = "; ".join(f"SET LOCAL {each}" for each in self._planning)
+        await raw.execute(f"BEGIN ISOLATION LEVEL READ COMMITTED; {SET_LOCAL}; {settings}")
+        statement = await raw.prepare(sql, name="")
+        records: Sequence[Any] = await statement.fetch(*args)
+        await raw.execute("COMMIT")
+        return records
 
     async def _connect(self) -> Any:
         self._connection = await self._engine.connect()
         self._raw = (await self._connection.get_raw_connection()).driver_connection
-        self._sets_path = is_set_by_statement(self._engine)
-        await self._raw.execute(f"{READ_COMMITTED}; {self._planning}")
+        self._pooled = is_set_by_statement(self._engine) or await behind_pooler(self._raw)
+        if not self._pooled:
+            await self._raw.execute("; ".join([READ_COMMITTED, *(f"SET {each}" for each in self._planning)]))
         return self._raw
 
     async def _drop(self) -> None:

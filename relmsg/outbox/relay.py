@@ -138,8 +138,7 @@ class Relay:
                 self._notes.keep_writing(),
             ]
             if settings.listen:
-                listener = Listener(engine, self.wake, schema=settings.schema, hints=self.metrics.hints)
-                works.append(listener.run())
+                works.append(self._listener(stack, engine).run())
             deleting = asyncio.create_task(self._deletes.keep_deleting())
             duties = [deleting, *(asyncio.create_task(work) for work in works)]
             for task in duties:
@@ -165,6 +164,14 @@ class Relay:
     def _connect(self, purpose: str) -> Connection:
         name = f"{self._settings.relay_name} {purpose}"
         return Connection(self._settings.broker, name=name, heartbeat=self._settings.heartbeat, clock=self._clock)
+
+    def _listener(self, stack: AsyncExitStack, engine: AsyncEngine) -> Listener:
+        url = self._settings.listen_url
+        if url is not None:
+            engine = create_engine(url)
+            stack.push_async_callback(engine.dispose)
+        schema, hints = self._settings.schema, self.metrics.hints
+        return Listener(engine, self.wake, schema=schema, hints=hints, pooled=url is not None)
 
     def _assemble(
         self, stack: AsyncExitStack, engine: AsyncEngine, publishing: Connection, probing: Connection
