@@ -16,21 +16,38 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from relmsg.errors import UsageError
+from relmsg.exceptions import guarded
 
 T = TypeVar("T")
 
 MAX_TEXT_BYTES = 255  # AMQP's short strings, and enough for every name
 MOST_BODY_BYTES = 128 * 1024 * 1024
 MAX_DEPTH = 8
+MOST_SHOWN = 80
 
 
 def shown(value: object) -> str:
-    """The value as an error may show it: on one line, short, and whatever its ``repr`` does."""
-    try:
-        text = " ".join(reprlib.repr(value).split())
-    except Exception:  # noqa: BLE001 - a repr is the user's code
-        text = f"<{type(value).__name__}>"
-    return text if len(text) <= 80 else text[:79] + "…"
+    """The value as an error may show it: on one line of at most 80 characters, whatever its ``repr`` does."""
+    return shown_as(lambda: reprlib.repr(value), value)
+
+
+def shown_as(make: Callable[[], str], value: object) -> str:
+    """The text that ``make`` makes of a value, as ``shown`` shows it; its class where that fails or takes long."""
+    told = guarded(make)
+    line = f"<{_class_of(value)}>" if told is None else " ".join(told[: 10 * MOST_SHOWN].split())
+    return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 1] + "…"
+
+
+def name_of(function: object) -> str:
+    """The name of a function, as errors and log lines tell it; a callable object without one is shown."""
+    if isinstance(function, types.FunctionType | types.MethodType):
+        return function.__qualname__
+    told = guarded(lambda: str.__str__(function.__qualname__))  # type: ignore[attr-defined]
+    return shown(function) if told is None else told
+
+
+def _class_of(value: object) -> str:
+    return str(type.__dict__["__name__"].__get__(type(value)))
 
 
 def refused(name: str, value: object, rule: str) -> UsageError:

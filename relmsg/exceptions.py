@@ -47,7 +47,7 @@ def members(error: BaseException) -> list[BaseException]:
     found = [error]
     for each in found:
         if isinstance(each, BaseExceptionGroup) and len(found) < MOST_CAUSES:
-            found.extend(_own(each, "exceptions"))
+            found.extend(own(each, "exceptions"))
     return found
 
 
@@ -64,7 +64,7 @@ def text_of(error: BaseException, limit: int = TEXT_CHARACTERS) -> str:
 
     ``(its text cannot be read)`` where its own code raises or does not answer within ``TEXT_SECONDS``.
     """
-    told = str(error) if _is_plain(error) else _guarded(lambda: str(error))
+    told = str(error) if _is_plain(error) else guarded(lambda: str(error))
     return UNREADABLE if told is None else _start(told, limit)
 
 
@@ -83,7 +83,7 @@ def trace_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
     def whole() -> str:
         return "".join(traceback.format_exception(error))
 
-    told = _guarded(whole)
+    told = guarded(whole)
     if told is None:
         told = f"{stack_of(error).rstrip()}: {text_of(error)}\n"
     if len(told) > limit:
@@ -96,7 +96,7 @@ def trace_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
 
 def stack_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
     """Where an exception was raised, without its text and the text of its causes."""
-    stack = "".join(traceback.format_tb(_own(error, "__traceback__")))
+    stack = "".join(traceback.format_tb(own(error, "__traceback__")))
     told = f"Traceback (most recent call last):\n{stack}{type_name(error)}\n"
     return told if len(told) <= limit else told[len(told) - limit :]
 
@@ -104,19 +104,20 @@ def stack_of(error: BaseException, limit: int = TRACE_CHARACTERS) -> str:
 def _nearest(error: BaseException) -> list[BaseException]:
     found: list[BaseException] = []
     if isinstance(error, BaseExceptionGroup):
-        found.extend(_own(error, "exceptions"))
-    cause = _own(error, "__cause__")
+        found.extend(own(error, "exceptions"))
+    cause = own(error, "__cause__")
     if cause is not None:
         found.append(cause)
-    elif not _own(error, "__suppress_context__"):
-        context = _own(error, "__context__")
+    elif not own(error, "__suppress_context__"):
+        context = own(error, "__context__")
         if context is not None:
             found.append(context)
     return found
 
 
-def _own(error: BaseException, name: str) -> Any:
-    """What Python itself keeps under a name: a subclass may have put anything in its place."""
+def own(error: BaseException, name: str) -> Any:
+    """What Python itself keeps under a name, such as ``__traceback__``: a subclass may have put anything in its
+    place."""
     kept = BaseExceptionGroup if name == "exceptions" else BaseException
     return kept.__dict__[name].__get__(error)
 
@@ -125,11 +126,11 @@ def _is_plain(error: BaseException) -> bool:
     """Whether no code but Python's own is run to make its text."""
     if type(error).__str__ not in PYTHONS_OWN or type(error).__repr__ is not BaseException.__repr__:
         return False
-    return all(type(each) in PLAIN for each in _own(error, "args"))
+    return all(type(each) in PLAIN for each in own(error, "args"))
 
 
-def _guarded(make: Callable[[], str]) -> str | None:
-    """What ``make`` returns; None where it raises or takes too long."""
+def guarded(make: Callable[[], str]) -> str | None:
+    """The text that somebody else's code makes; None where it raises, or takes longer than ``TEXT_SECONDS``."""
     told: list[str] = []
 
     def run() -> None:

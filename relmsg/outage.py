@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from relmsg.exceptions import text_of
+
 log = logging.getLogger(__name__)
 
 
@@ -18,9 +20,9 @@ class Outage:
     def began(self, user: object, error: Exception) -> None:
         """A user of the service got this error; the first one is logged."""
         if not self._without:
-            log.warning("%s; trying until it is back", error)
+            log.warning("%s; trying until it is back", text_of(error))
         self._without.add(user)
-        self.reason = str(error)
+        self.reason = text_of(error)
 
     def ended(self, user: object) -> None:
         """A user got through; when all have that had not, it is logged."""

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from relmsg.arguments import shown
 from relmsg.errors import SettingsError
+from relmsg.exceptions import text_of
 from relmsg.half_rules import half_rules
 from relmsg.readers import address, http_url, line_break, number, one_of, printable, single, switch
 from relmsg.tls import ENCRYPTED, check_amqp_tls, database_tls, tell_plain
@@ -103,7 +104,7 @@ def amqp_urls(text: str) -> list[str]:
     try:
         check_amqp_tls(scheme, dict(parse_qsl(urlsplit(text).query, keep_blank_values=True)))
     except ValueError as error:
-        raise SettingsError(f"amqp_url {shown!r}: {error}") from None
+        raise SettingsError(f"amqp_url {shown!r}: {text_of(error)}") from None
     ends = re.search(r"[/?#]", rest)
     authority, tail = (rest[: ends.start()], rest[ends.start() :]) if ends else (rest, "")
     user, at, hosts = authority.rpartition("@")
@@ -167,7 +168,7 @@ def secret(name: str, file: str, read: Callable[[Any], Any]) -> str:
     except SettingsError as error:
         raise SettingsError(f"{name}_file {file}: {error}") from None
     except ValueError as error:
-        raise SettingsError(f"{name}_file: what {file} holds {error}") from None
+        raise SettingsError(f"{name}_file: what {file} holds {text_of(error)}") from None
 
 
 def _amqp_url(text: str) -> str:
@@ -402,17 +403,17 @@ def _read_file(config: str | None, mistakes: list[str]) -> dict[str, Any]:
             return {}
         return tomllib.loads(content.decode())
     except OSError as error:
-        mistakes.append(f"cannot read the settings file {config}: {error.strerror or error}")
+        mistakes.append(f"cannot read the settings file {config}: {error.strerror or text_of(error)}")
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError; they quote no values
-        mistakes.append(f"{config} is not TOML: {error}")
+        mistakes.append(f"{config} is not TOML: {text_of(error)}")
     return {}
 
 
 def _said(origin: str, value: object, error: Exception, *, secret: bool) -> str:
     if isinstance(error, SettingsError):  # names the setting and the value itself
-        return f"{origin}: {error}"
+        return f"{origin}: {text_of(error)}"
     shown = _shown(value) if secret and isinstance(value, str) else value
-    return f"{origin}: {shown!r} {error}"
+    return f"{origin}: {shown!r} {text_of(error)}"
 
 
 def _meant(name: str, known: Any) -> str:

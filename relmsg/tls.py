@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from relmsg.errors import SettingsError
+from relmsg.exceptions import text_of
 from relmsg.readers import switch
 
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def tls_required() -> bool:
     try:
         return switch(os.environ.get(REQUIRE_TLS, "off"))
     except ValueError as error:
-        raise SettingsError(f"{REQUIRE_TLS} {error}") from None
+        raise SettingsError(f"{REQUIRE_TLS} {text_of(error)}") from None
 
 
 def plain_hosts(hosts: Iterable[str | None]) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from relmsg.arguments import flag, named, refused, several
+from relmsg.arguments import flag, named, refused, several, shown
 from relmsg.errors import UsageError
 
 ERROR_EXCHANGE: Final = "relmsg.errors"
@@ -62,7 +62,7 @@ class Exchange:
             flag(f"{self}: {name}", getattr(self, name))
         if not isinstance(self.type, str) or (self.type not in EXCHANGE_TYPES and not self.type.startswith("x-")):
             raise UsageError(
-                f"exchange {self.name!r}: there is no type {self.type!r}; "
+                f"exchange {self.name!r}: there is no type {shown(self.type)}; "
                 f"give {', '.join(EXCHANGE_TYPES)}, or a plugin's type, which begins with x-"
             )
         _check_arguments(f"exchange {self.name!r}", self.arguments)
@@ -160,9 +160,9 @@ class Queue:
             arguments=arguments or {},
         )
         if type not in QUEUE_TYPES:
-            raise UsageError(f"{self}: there is no type {type!r} here; give {' or '.join(QUEUE_TYPES)}")
+            raise UsageError(f"{self}: there is no type {shown(type)} here; give {' or '.join(QUEUE_TYPES)}")
         if overflow not in OVERFLOWS:
-            raise UsageError(f"{self}: overflow is {', '.join(filter(None, OVERFLOWS))} or None, not {overflow!r}")
+            raise UsageError(f"{self}: overflow is {', '.join(filter(None, OVERFLOWS))} or None, not {shown(overflow)}")
         self._settle_limit()
         self._settle_dead_letters()
         _set(self, bindings=tuple(self._own(each) for each in several(f"{self}: bindings", bindings, Binding)))
@@ -195,7 +195,7 @@ class Queue:
                 raise UsageError(f"{self}: classic queues know no delivery limit; use a quorum queue")
             object.__setattr__(self, "delivery_limit", None)
         elif limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < -1 or limit == 0):
-            raise UsageError(f"{self}: delivery_limit is 1 or more, -1 for none, or None, not {limit!r}")
+            raise UsageError(f"{self}: delivery_limit is 1 or more, -1 for none, or None, not {shown(limit)}")
 
     def _settle_dead_letters(self) -> None:
         exchange, key = self.dead_letter_exchange, self.dead_letter_routing_key
@@ -337,16 +337,16 @@ def checked_name(kind: str, name: Any, *, reserved: bool = False) -> str:
 
 def _check_name(kind: str, name: str, *, reserved: bool = False) -> None:
     if not isinstance(name, str) or not name:
-        raise UsageError(f"{kind} names are non-empty strings, not {name!r}")
-    shown = name if len(name) <= 60 else name[:60] + "…"
+        raise UsageError(f"{kind} names are non-empty strings, not {shown(name)}")
+    short = name if len(name) <= 60 else name[:60] + "…"
     if len(name.encode(errors="replace")) > MAX_NAME_BYTES:
-        raise UsageError(f"{kind} {shown!r}: the name is over {MAX_NAME_BYTES} bytes, more than AMQP carries")
+        raise UsageError(f"{kind} {short!r}: the name is over {MAX_NAME_BYTES} bytes, more than AMQP carries")
     if kind == "exchange" and len(name) > MAX_EXCHANGE_NAME:
-        raise UsageError(f"exchange {shown!r}: the name is over {MAX_EXCHANGE_NAME} characters")
+        raise UsageError(f"exchange {short!r}: the name is over {MAX_EXCHANGE_NAME} characters")
     if not _NAME.fullmatch(name):
-        raise UsageError(f"{kind} {shown!r}: names are made of ASCII letters, digits, spaces and -_.:@#,/+")
+        raise UsageError(f"{kind} {short!r}: names are made of ASCII letters, digits, spaces and -_.:@#,/+")
     if not reserved and name.startswith("amq."):
-        raise UsageError(f"{kind} {shown!r}: names that begin with amq. belong to RabbitMQ")
+        raise UsageError(f"{kind} {short!r}: names that begin with amq. belong to RabbitMQ")
 
 
 def _check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
@@ -354,6 +354,6 @@ def _check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
         raise UsageError(f"{owner}: arguments are a mapping of names to values, not {type(arguments).__name__}")
     for name, value in arguments.items():
         if not isinstance(name, str) or not name or len(name.encode()) > 128:
-            raise UsageError(f"{owner}: names of arguments are strings of 1 to 128 bytes, not {name!r}")
+            raise UsageError(f"{owner}: names of arguments are strings of 1 to 128 bytes, not {shown(name)}")
         if not isinstance(value, str | bool | int) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
-            raise UsageError(f"{owner}: argument {name} is str, bool or int (64 bit), not {value!r}")
+            raise UsageError(f"{owner}: argument {name} is str, bool or int (64 bit), not {shown(value)}")

@@ -18,8 +18,8 @@ from relmsg.broker.publisher import Publisher
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.remove import delete_exchange, delete_queue, purge_queue
 from relmsg.database import create_engine
-from relmsg.db.failures import translated
-from relmsg.errors import AccessRefused, RelmsgError, ServiceAway
+from relmsg.db.failures import named, translated
+from relmsg.errors import AccessRefused, ServiceAway
 from relmsg.message import Message
 from relmsg.migrate import upgrade
 from relmsg.outbox.publish import Outbox
@@ -191,7 +191,7 @@ async def _removed(settings: Settings, connection: Connection, name: str, *, dec
             away.add(in_database)
             left.append(f"{thing}: {redact(str(error))}")
         except Exception as error:  # noqa: BLE001 - whatever it is, the other things are still to be removed
-            reason = str(error) if isinstance(error, RelmsgError) else f"{type(error).__name__}: {error}"
+            reason = named(error)
             left.append(f"{thing}: {redact(reason)}")
     return left
 

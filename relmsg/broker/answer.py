@@ -11,6 +11,7 @@ from aiormq import exceptions as amqp
 from aiormq.abc import AbstractChannel
 
 from relmsg.errors import AccessRefused, BrokerAway, BrokerRefused, RelmsgError
+from relmsg.exceptions import text_of, type_name
 
 T = TypeVar("T")
 
@@ -121,4 +122,4 @@ def translate(error: BaseException) -> RelmsgError:
 
 def _text(error: BaseException) -> str:
     texts = [str(part) for part in error.args if isinstance(part, str)]
-    return texts[-1] if texts else str(error) or type(error).__name__
+    return texts[-1] if texts else text_of(error) or type_name(error)

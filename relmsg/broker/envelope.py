@@ -9,9 +9,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from relmsg.arguments import shown
 from relmsg.broker.headers import check_headers
 from relmsg.codec import encode_body
 from relmsg.errors import BodyTooLarge, ExpirationNotPositive, PropertyRefused
+from relmsg.exceptions import text_of
 from relmsg.message import Message
 from relmsg.security.encryption import ENCRYPTION, Encryption
 from relmsg.security.signing import SIGNATURE, Signing
@@ -195,13 +197,13 @@ def _check_common(*values: str | None) -> None:
 
 def _milliseconds(expiration: timedelta | float) -> int:
     if isinstance(expiration, bool) or not isinstance(expiration, timedelta | int | float):
-        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {expiration!r}")
+        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {shown(expiration)}")
     try:
         seconds = expiration.total_seconds() if isinstance(expiration, timedelta) else float(expiration)
         # Half a millisecond is still in the future: rounding it to 0 would mean "drop at once".
         return max(1, round(seconds * 1000)) if seconds > 0 else round(seconds * 1000)
     except (ValueError, OverflowError) as error:  # NaN, infinity
-        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {expiration!r}") from error
+        raise PropertyRefused(f"expiration is a timedelta or a number of seconds, not {shown(expiration)}") from error
 
 
 def check_short(name: str, value: Any) -> None:
@@ -236,4 +238,4 @@ def _check_text(name: str, value: Any) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise PropertyRefused(f"{name} is not valid Unicode: {error}") from error
+        raise PropertyRefused(f"{name} is not valid Unicode: {text_of(error)}") from error

@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import Any
 
 from relmsg.amqp.encode_table import encode_table
+from relmsg.arguments import shown
 from relmsg.errors import HeaderNameRefused, HeaderRefused, HeadersTooLarge
+from relmsg.exceptions import text_of
 
 RESERVED = ("x-", "relmsg-", "CC", "BCC")
 MAX_NAME_BYTES = 128
@@ -102,8 +104,8 @@ def _check_value(path: str, value: Any, depth: int = 0) -> None:
 
 def _check_name(path: str, name: Any) -> None:
     if not isinstance(name, str) or not name:
-        raise HeaderNameRefused(f"{path}: header names are non-empty strings, not {name!r}")
-    _check_text(f"{path}, name {name!r}", name)
+        raise HeaderNameRefused(f"{path}: header names are non-empty strings, not {shown(name)}")
+    _check_text(f"{path}, name {shown(name)}", name)
     size = len(name.encode())
     if size > MAX_NAME_BYTES:
         raise HeaderNameRefused(f"{path}: the name {name[:32]!r}… takes {size} bytes, at most {MAX_NAME_BYTES} may")
@@ -115,4 +117,4 @@ def _check_text(path: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise HeaderRefused(f"{path}: not valid Unicode: {error}") from error
+        raise HeaderRefused(f"{path}: not valid Unicode: {text_of(error)}") from error

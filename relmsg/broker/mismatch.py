@@ -77,7 +77,7 @@ def in_place(thing: Exchange | Queue, found: Difference) -> Any:
     return found.real
 
 
-def _shown(value: Any) -> str:
+def _shown(value: str | int | None) -> str:
     if value is None:
         return "not set"
     return str(value).lower() if isinstance(value, bool) else repr(value)

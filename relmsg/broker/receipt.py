@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from relmsg.errors import RelmsgError
+from relmsg.exceptions import text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ class Unknown(NotConfirmed):
 
     def __init__(self, message_id: str, cause: BaseException, reply_code: int | None = None) -> None:
         heard = "no answer from the broker" if reply_code is None else "the broker closed the channel"
-        super().__init__(message_id, f"{heard}, the message may be stored or not: {cause}")
+        super().__init__(message_id, f"{heard}, the message may be stored or not: {text_of(cause)}")
         self.cause = cause
         self.reply_code = reply_code
         self.__cause__ = cause

@@ -16,6 +16,7 @@ from relmsg.broker import encode
 from relmsg.broker.encode import KEY_HEADER, content_header, method_frame, table
 from relmsg.broker.envelope import Envelope
 from relmsg.errors import InvalidMessage
+from relmsg.exceptions import text_of
 from relmsg.message import Message
 
 PERSISTENT = 2
@@ -107,7 +108,7 @@ def frames(publish: Publication, channel: int, frame_max: int) -> bytes:
 
 def _not_encodable(message_id: str, error: Exception) -> InvalidMessage:
     """pamqp and struct raise four families of errors (reliability P7); all mean "never"."""
-    return InvalidMessage(f"message {message_id} cannot be encoded: {error}")
+    return InvalidMessage(f"message {message_id} cannot be encoded: {text_of(error)}")
 
 
 def received(delivered: DeliveredMessage) -> Message:

@@ -15,7 +15,7 @@ from relmsg.cli import bench, consume, database, errors, half, inbox, options, o
 from relmsg.cli.escape import escaped_trace
 from relmsg.db.failures import translate
 from relmsg.errors import RelmsgError
-from relmsg.exceptions import trace_of
+from relmsg.exceptions import text_of, trace_of, type_name
 from relmsg.settings import redact
 
 # A group of verbs: `relmsg db check`. Its module has an `app`.
@@ -112,7 +112,7 @@ def _failed(error: Exception, *, debug: bool) -> int:
     if debug:
         sys.stderr.write(escaped_trace(redact(trace_of(error))) + "\n")
     output.complain(
-        f"unexpected {type(error).__name__}: {redact(str(error))} (a fault of relmsg, please report it; "
+        f"unexpected {type_name(error)}: {redact(text_of(error))} (a fault of relmsg, please report it; "
         "`relmsg --debug …` shows where)"
     )
     return 1

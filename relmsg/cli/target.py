@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from relmsg.errors import ImportTargetError
+from relmsg.exceptions import text_of, type_name
 
 T = TypeVar("T")
 
@@ -52,10 +53,10 @@ def _module(name: str) -> ModuleType:
             raise ImportTargetError(
                 f"there is no module {missing!r} here (in {Path.cwd()}){_meant(missing, _siblings(missing))}"
             ) from error
-        raise ImportTargetError(f"module {name!r} cannot be imported: {error}{_place(error)}") from error
+        raise ImportTargetError(f"module {name!r} cannot be imported: {text_of(error)}{_place(error)}") from error
     except (Exception, SystemExit) as error:
         raise ImportTargetError(
-            f"module {name!r} cannot be imported: {type(error).__name__}: {error}{_place(error)}"
+            f"module {name!r} cannot be imported: {type_name(error)}: {text_of(error)}{_place(error)}"
         ) from error
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.errors import SettingsError
+from relmsg.exceptions import text_of
 from relmsg.settings import require_database_tls
 from relmsg.tls import DATABASE_FILES, database_tls, tls_required
 
@@ -65,7 +66,7 @@ class Login:
         try:
             context = database_tls(query)
         except ValueError as error:
-            raise SettingsError(f"database_url: {error}") from None
+            raise SettingsError(f"database_url: {text_of(error)}") from None
         return url.difference_update_query(("ssl", *DATABASE_FILES)), context
 
     def _connect(self, dialect: Any, _record: object, _args: object, parameters: dict[str, Any]) -> None:

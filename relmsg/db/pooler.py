@@ -13,6 +13,8 @@ from typing import Any
 
 import asyncpg
 
+from relmsg.exceptions import text_of
+
 log = logging.getLogger(__name__)
 
 UNSUPPORTED = "unsupported startup parameter"  # PgBouncer's words
@@ -66,7 +68,7 @@ class Connector:
             try:
                 return await asyncpg.connect(*args, **options)
             except asyncpg.PostgresError as error:
-                if UNSUPPORTED not in str(error):
+                if UNSUPPORTED not in text_of(error):
                     raise
                 refused = set(options.get("server_settings") or {}) - set(ALWAYS_TAKEN)
                 if not refused:
@@ -76,7 +78,7 @@ class Connector:
                     log.warning(
                         "%s: this pooler takes no startup parameters, so %s are not set; set them for the role: "
                         "ALTER ROLE … SET",
-                        error,
+                        text_of(error),
                         ", ".join(left_out),
                     )
         settings = {name: value for name, value in options["server_settings"].items() if name in ALWAYS_TAKEN}

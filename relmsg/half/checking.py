@@ -8,10 +8,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 from uuid import UUID
 
+from relmsg.arguments import name_of, shown
 from relmsg.broker.answer import really_cancelled
+from relmsg.db.failures import brief
 from relmsg.errors import CheckerRefused
 from relmsg.exceptions import trace_of
 from relmsg.half.protocol import Answer
@@ -82,19 +84,21 @@ class Checkers:
         :raises CheckerRefused: the type has one already; or it is not an ``async def`` that can be called with one
             half message.
         """
-        name = _name(function)
+        name = name_of(function)
         if not isinstance(type_, str) or not type_:
             raise CheckerRefused(
                 f"checker {name}: give the message type it answers for, or {ANY_TYPE!r} for all others"
             )
         if (taken := self._checkers.get(type_)) is not None:
-            raise CheckerRefused(f"checker {name}: type {type_!r} has a checker already, {_name(taken)}")
+            raise CheckerRefused(f"checker {name}: type {shown(type_)} has a checker already, {name_of(taken)}")
         if not inspect.iscoroutinefunction(function):
             raise CheckerRefused(f"checker {name}: write it as `async def`; a blocking function would stop all else")
         try:
             inspect.signature(function).bind(object())
-        except TypeError as error:
-            raise CheckerRefused(f"checker {name} is called with one argument, the half message: {error}") from error
+        except Exception as error:
+            raise CheckerRefused(
+                f"checker {name} is called with one argument, the half message: {brief(error)}"
+            ) from error
         self._checkers[type_] = function
 
     def find(self, type_: str | None) -> Checker | None:
@@ -113,7 +117,7 @@ class Checkers:
         if isinstance(said, Resolution):
             return ANSWERS[said]
         log.error(
-            "half message %s: checker %s returned %s instead of a Resolution", half.id, _name(checker), _shown(said)
+            "half message %s: checker %s returned %s instead of a Resolution", half.id, name_of(checker), _shown(said)
         )
         return Answer.UNKNOWN
 
@@ -130,23 +134,19 @@ class Checkers:
         except asyncio.CancelledError:
             if really_cancelled():
                 raise
-            log.error("half message %s: checker %s was cancelled from inside", half.id, _name(checker))
+            log.error("half message %s: checker %s was cancelled from inside", half.id, name_of(checker))
         except TimeoutError as error:
             log.error(
                 "half message %s: checker %s timed out, %g s are the limit\n%s",
                 half.id,
-                _name(checker),
+                name_of(checker),
                 self._timeout,
                 trace_of(error),
             )
         except BaseException as error:  # noqa: BLE001 - also what is no Exception says nothing of the transaction
-            log.error("half message %s: checker %s failed\n%s", half.id, _name(checker), trace_of(error))
+            log.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace_of(error))
         return said[0] if said else Resolution.UNKNOWN
 
 
 def _shown(said: object) -> str:
     return repr(said)[:200] if type(said) in (str, bytes, int, float, bool, type(None)) else f"a {type(said).__name__}"
-
-
-def _name(function: Any) -> str:
-    return getattr(function, "__qualname__", None) or repr(function)

@@ -14,6 +14,7 @@ from relmsg.broker.receipt import Confirmed
 from relmsg.broker.subscriber import Delivery, Subscriber
 from relmsg.clock import Clock
 from relmsg.errors import BrokerAway, HalfOfAnotherGroup, HalfUnknown
+from relmsg.exceptions import trace_of
 from relmsg.failpoint import reach
 from relmsg.half.protocol import IS_PREPARED, REASON, STATE, VERB, Refusal, Verb
 from relmsg.half.sender import Sender
@@ -129,8 +130,8 @@ class Decisions:
             reply = await self._came.get()
             try:
                 self._note(reply.message)
-            except Exception:
-                log.exception("an answer of a coordinator could not be read")
+            except Exception as error:  # noqa: BLE001 - one answer must not cost the others
+                log.error("an answer of a coordinator could not be read\n%s", trace_of(error))
             await reply.ack()
 
     def _note(self, reply: Message) -> None:

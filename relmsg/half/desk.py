@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Double, Interval, Select, Update, cast, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from relmsg.arguments import shown
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.state import DECIDES, OPEN, HalfState, Resolution
 from relmsg.half.statements import MESSAGE
@@ -38,8 +39,8 @@ def half_uuid(name: UUID | str) -> UUID:
     """
     try:
         return name if isinstance(name, UUID) else UUID(name)
-    except ValueError:
-        raise UsageError(f"{name!r} is no id of a half message: give the message's id, a UUID") from None
+    except (ValueError, AttributeError, TypeError):
+        raise UsageError(f"{shown(name)} is no id of a half message: give the message's id, a UUID") from None
 
 
 class Desk:
@@ -181,7 +182,7 @@ def _seconds(span: ColumnElement[Any]) -> ColumnElement[float]:
 
 def _decided(by: str) -> dict[str, Any]:
     if not by.strip() or not by.isprintable() or len(by.encode()) > MAX_NAME_BYTES:
-        raise UsageError(f"who decides is a name of 1 to {MAX_NAME_BYTES} printable bytes, not {by!r}")
+        raise UsageError(f"who decides is a name of 1 to {MAX_NAME_BYTES} printable bytes, not {shown(by)}")
     return {"decided_by": f"operator {by}", "decided_at": func.clock_timestamp()}
 
 

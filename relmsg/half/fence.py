@@ -39,6 +39,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
+from relmsg.arguments import shown
 from relmsg.db.failures import brief
 from relmsg.db.search_path import equals
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
@@ -216,7 +217,7 @@ def _key(half_id: UUID | str) -> str:
     try:
         return str(half_id if isinstance(half_id, UUID) else UUID(half_id))
     except (ValueError, AttributeError, TypeError):
-        raise UsageError(f"half id {half_id!r}: it is a UUID, the id of the half message") from None
+        raise UsageError(f"half id {shown(half_id)}: it is a UUID, the id of the half message") from None
 
 
 def _is(connection: AsyncConnection, fence: Any, key: str) -> ColumnElement[bool]:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
+from relmsg.arguments import shown
 from relmsg.broker.envelope import MAX_BODY_BYTES, MAX_EXPIRATION_MS, Envelope, check
 from relmsg.broker.headers import RESERVED
 from relmsg.broker.wire import Publication, publication
@@ -159,7 +160,7 @@ def uuid_of(name: str, value: object) -> UUID:
     try:
         return value if isinstance(value, UUID) else UUID(value)  # type: ignore[arg-type]
     except (ValueError, TypeError, AttributeError) as error:
-        raise MalformedHalf(f"{name} {value!r} is not a UUID") from error
+        raise MalformedHalf(f"{name} {shown(value)} is not a UUID") from error
 
 
 def number(headers: Mapping[str, Any], name: str, least: int = 1, most: int = MOST_NUMBER) -> int | None:
@@ -171,7 +172,7 @@ def number(headers: Mapping[str, Any], name: str, least: int = 1, most: int = MO
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise MalformedHalf(f"header {name} is a whole number from {least} to {most}, not {value!r}")
+        raise MalformedHalf(f"header {name} is a whole number from {least} to {most}, not {shown(value)}")
     return value
 
 
@@ -191,7 +192,7 @@ def _time(name: str, value: timedelta | float | None) -> timedelta | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, timedelta | int | float):
-        raise UsageError(f"{name} is a timedelta or a number of seconds, not {value!r}")
+        raise UsageError(f"{name} is a timedelta or a number of seconds, not {shown(value)}")
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if not 0 < seconds <= MOST_SECONDS:
         raise UsageError(f"{name} is more than 0 seconds and at most a year, not {seconds:g} s")
@@ -202,7 +203,7 @@ def _count(name: str, value: int | None) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_CHECKS:
-        raise UsageError(f"{name} is a whole number from 1 to {MOST_CHECKS}, not {value!r}")
+        raise UsageError(f"{name} is a whole number from 1 to {MOST_CHECKS}, not {shown(value)}")
     return value
 
 

@@ -17,6 +17,7 @@ import re
 from enum import StrEnum
 from typing import Final
 
+from relmsg.arguments import shown
 from relmsg.errors import GroupRefused
 from relmsg.topology import Queue
 
@@ -82,7 +83,7 @@ def group_name(group: object) -> str:
     :raises GroupRefused: it is not a string, empty, over 128 bytes, or has characters that no queue may have.
     """
     if not isinstance(group, str) or not group.strip():
-        raise GroupRefused(f"group {group!r}: give the name of your service, which all its instances share")
+        raise GroupRefused(f"group {shown(group)}: give the name of your service, which all its instances share")
     if not _NAME.fullmatch(group):
         raise GroupRefused(f"group {group[:32]!r}: names are made of ASCII letters, digits, spaces and -_.:@#,/+")
     if (size := len(group.encode())) > MAX_GROUP_BYTES:

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import NamedTuple
 
 from relmsg.broker.answer import really_cancelled
-from relmsg.exceptions import causes, type_name
+from relmsg.exceptions import causes, own, type_name
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.metrics import Metrics
@@ -64,7 +64,7 @@ def _readable(error: BaseException) -> BaseException:
             isinstance(each, asyncio.Event)  # no exception is one: so Python asks the exception itself
     except BaseException:  # noqa: BLE001 - anybody's code
         return HandlerRaised(f"the handler raised {type_name(error)}, which cannot be read").with_traceback(
-            BaseException.__dict__["__traceback__"].__get__(error)
+            own(error, "__traceback__")
         )
     return error
 

@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from relmsg.arguments import name_of, shown_as
 from relmsg.codec import decoder_for
+from relmsg.db.failures import brief
 from relmsg.errors import HandlerRefused
+from relmsg.exceptions import attribute
 from relmsg.inbox.handle.content_encoding import require_decoded
 from relmsg.message import Message
 from relmsg.retry import Retry
@@ -101,7 +104,7 @@ def parameters(function: Callable[..., Any], session_class: type = AsyncSession)
 
     :raises HandlerRefused: it is not ``async def``, or one of its parameters cannot be supplied; says which.
     """
-    name = getattr(function, "__qualname__", None) or repr(function)
+    name = name_of(function)
     if not inspect.iscoroutinefunction(function):
         raise HandlerRefused(f"handler {name}: write it as `async def`; a blocking function would stop all the others")
     positional: list[str] = []
@@ -130,8 +133,8 @@ def parameters(function: Callable[..., Any], session_class: type = AsyncSession)
             positional.append(supply.kind)
     if collecting and not supplies:
         raise HandlerRefused(
-            f"handler {name}: it takes {collecting[0]} and would be called without anything: {CHOICES}; a decorator "
-            "around it keeps its parameters by functools.wraps"
+            f"handler {name}: it takes {_written(collecting[0])} and would be called without anything: {CHOICES}; a "
+            "decorator around it keeps its parameters by functools.wraps"
         )
     decode, lists = _consistent(supplies, name)
     return Parameters(tuple(positional), tuple(keywords), decode, lists)
@@ -159,11 +162,18 @@ def _signature(function: Callable[..., Any], name: str) -> Iterator[inspect.Para
     try:
         resolved = inspect.signature(function, eval_str=True).parameters.values()
     except Exception as error:
-        text = getattr(error, "name", None) or str(error)
-        unresolved = [each for each in inspect.signature(function).parameters.values() if text in str(each.annotation)]
-        which = f"the annotation {unresolved[0].annotation!r} of parameter {unresolved[0].name!r}" if unresolved else ""
+        told = brief(error)
+        unknown = attribute(error, "name")  # what a NameError misses
+        unresolved = [
+            each
+            for each in inspect.signature(function).parameters.values()
+            if isinstance(each.annotation, str) and (unknown if isinstance(unknown, str) else told) in each.annotation
+        ]
+        which = "an annotation"
+        if unresolved:
+            which = f"the annotation {unresolved[0].annotation!r} of parameter {unresolved[0].name!r}"
         raise HandlerRefused(
-            f"handler {name}: {which or 'an annotation'} cannot be resolved ({error}): define or import the type at "
+            f"handler {name}: {which} cannot be resolved ({told}): define or import the type at "
             "module level, not inside a function or under TYPE_CHECKING"
         ) from error
     return iter(resolved)
@@ -176,7 +186,7 @@ def _refuse_collecting(parameter: inspect.Parameter, name: str, session_class: t
     single = parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD, default=None)
     if _supplied(single, name, session_class) is not None:
         raise HandlerRefused(
-            f"handler {name}: {parameter} would get nothing: write {parameter.name} without the asterisk, "
+            f"handler {name}: {_written(parameter)} would get nothing: write {parameter.name} without the asterisk, "
             "or ask for `list[Message]` or `list[Event]` to get many at once"
         )
 
@@ -197,7 +207,7 @@ def _supplied(parameter: inspect.Parameter, name: str, session_class: type) -> _
             return _Supply(EVENT, decoder, many=item is not None)
     if parameter.default is not parameter.empty:
         return None
-    shown = "without an annotation" if wanted is parameter.empty else f"({inspect.formatannotation(wanted)})"
+    shown = "without an annotation" if wanted is parameter.empty else f"({_annotation(wanted)})"
     raise HandlerRefused(f"handler {name}: parameter {parameter.name!r} {shown} cannot be supplied: {CHOICES}")
 
 
@@ -214,10 +224,18 @@ def _item(wanted: Any, parameter: str, name: str) -> Any:
         return item
     if item in (str, bytes) or (typing.get_origin(item) or item) is list:
         raise HandlerRefused(
-            f"handler {name}: parameter {parameter!r} ({inspect.formatannotation(wanted)}) can mean one body or many: "
+            f"handler {name}: parameter {parameter!r} ({_annotation(wanted)}) can mean one body or many: "
             "ask for `list` if the body is a JSON list, for `list[Message]` if you want many messages at once"
         )
     return None if _decoder(item, parameter, name) is None else item
+
+
+def _annotation(wanted: Any) -> str:
+    return shown_as(lambda: inspect.formatannotation(wanted), wanted)
+
+
+def _written(parameter: inspect.Parameter) -> str:
+    return shown_as(lambda: str(parameter), parameter)
 
 
 def _plain(annotation: Any) -> Any:
@@ -231,6 +249,6 @@ def _decoder(wanted: Any, parameter: str, name: str) -> Callable[[bytes], Any] |
         return decoder_for(wanted)
     except Exception as error:
         raise HandlerRefused(
-            f"handler {name}: no JSON can be decoded into {inspect.formatannotation(wanted)} of parameter "
-            f"{parameter!r}: {error}"
+            f"handler {name}: no JSON can be decoded into {_annotation(wanted)} of parameter "
+            f"{parameter!r}: {brief(error)}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from relmsg.arguments import name_of
 from relmsg.errors import HandlerRefused, UnknownType
 from relmsg.inbox.handler import ANY_TYPE, Handler
 
@@ -63,4 +64,4 @@ class Registry:
 
 
 def _name(handler: Handler) -> str:
-    return getattr(handler.function, "__qualname__", None) or repr(handler.function)
+    return name_of(handler.function)

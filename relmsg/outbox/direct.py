@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from relmsg.db.pooler import behind_pooler
+from relmsg.exceptions import text_of
 
 Transaction: TypeAlias = AsyncSession | AsyncConnection
 
@@ -111,7 +112,7 @@ def _failed(connection: Connection, sql: str, error: Exception) -> NoReturn:
     translated: Any = error
     if not isinstance(error, dbapi.Error):
         kind = next((name for each, name in KINDS if isinstance(error, each)), "Error")
-        translated = getattr(dbapi, kind)(f"{type(error)}: {error}")
+        translated = getattr(dbapi, kind)(f"{type(error)}: {text_of(error)}")
         translated.sqlstate = translated.pgcode = getattr(error, "sqlstate", None)
         translated.__cause__ = error
     raise DBAPIError.instance(

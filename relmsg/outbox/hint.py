@@ -13,6 +13,7 @@ from typing import Self
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.clock import Clock, SystemClock
+from relmsg.db.failures import brief
 from relmsg.errors import UsageError
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.notify import apart, notification
@@ -126,7 +127,7 @@ class Hint:
                 failures += 1
                 self._wanted.set()
                 if failures == 1:
-                    log.warning("hints cannot be sent, the relay's polling finds the messages: %s", error)
+                    log.warning("hints cannot be sent, the relay's polling finds the messages: %s", brief(error))
                 await self._clock.sleep(full_jitter(failures, FIRST_BACKOFF, MOST_BACKOFF, self._chance))
             else:
                 if failures:

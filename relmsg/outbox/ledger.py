@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from sqlalchemy import Connection, TwoPhaseTransaction
 
 from relmsg.errors import UsageError
+from relmsg.exceptions import trace_of
 from relmsg.outbox.commit_watch import CommitWatch
 from relmsg.outbox.insert import Insertion, SealedRow
 
@@ -192,5 +193,8 @@ def _call(wakes: Sequence[Wake]) -> None:
     for wake in wakes:
         try:
             wake()
-        except Exception:
-            log.exception("Outbox(wake=…) raised; the messages are committed, the relay's next poll finds them")
+        except Exception as error:  # noqa: BLE001 - the user's code
+            log.error(
+                "Outbox(wake=…) raised; the messages are committed, the relay's next poll finds them\n%s",
+                trace_of(error),
+            )

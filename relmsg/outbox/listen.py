@@ -12,6 +12,7 @@ from prometheus_client import Counter
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.clock import Clock, SystemClock
+from relmsg.db.failures import brief
 from relmsg.db.pooler import behind_pooler
 from relmsg.outbox.notify import apart, channel
 from relmsg.retry import full_jitter
@@ -71,7 +72,7 @@ class Listener:
                 except Exception as error:  # noqa: BLE001 - whatever it is, polling goes on
                     failures = 1 if self.listening.is_set() else failures + 1
                     if failures == 1:
-                        log.warning("no hints are heard for now, polling goes on: %s", error)
+                        log.warning("no hints are heard for now, polling goes on: %s", brief(error))
                 finally:
                     self.listening.clear()
                 await self._clock.sleep(full_jitter(failures, FIRST_BACKOFF, MOST_BACKOFF, self._chance))

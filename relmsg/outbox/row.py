@@ -14,6 +14,7 @@ from relmsg.broker.envelope import MAX_KEY_BYTES, MAX_TIMESTAMP, Envelope, check
 from relmsg.broker.headers import MAX_BYTES, check_headers
 from relmsg.broker.wire import PERSISTENT, PRIORITY, Publication, publication
 from relmsg.errors import HeaderRefused, HeadersTooLarge, InvalidMessage
+from relmsg.exceptions import text_of
 
 MOST_UTF8_BYTES = 4
 
@@ -128,7 +129,7 @@ def _headers(text: str) -> _Headers:
         headers = msgspec.json.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         # PostgreSQL keeps what Python cannot read: more digits, more depth. (An older msgspec has an error of its own.)
-        raise HeaderRefused(f"headers: {error}") from error
+        raise HeaderRefused(f"headers: {text_of(error)}") from error
     check_headers(headers)
     return _Headers(headers, *entries(headers))
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol, TypeVar, cast
 
+from relmsg.arguments import shown
 from relmsg.errors import UsageError
 
 KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -79,7 +80,7 @@ def checked_id(key_id: object) -> str:
     :raises UsageError: it cannot.
     """
     if not isinstance(key_id, str) or KEY_ID.fullmatch(key_id) is None:
-        raise UsageError(f"a key's id is 1 to 64 letters, digits, dots, dashes or underscores, not {key_id!r}")
+        raise UsageError(f"a key's id is 1 to 64 letters, digits, dots, dashes or underscores, not {shown(key_id)}")
     return key_id
 
 

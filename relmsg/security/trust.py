@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from relmsg.errors import Untrusted, UsageError
+from relmsg.exceptions import text_of
 from relmsg.message import Message
 from relmsg.security.keys import KeyProvider, provider
 from relmsg.security.signing import SIGNATURE, Claim, VerifyingKey, signed_bytes
@@ -102,7 +103,7 @@ def _verify(message: Message, source: str, keys: KeyProvider[VerifyingKey]) -> N
     try:
         claim = Claim(header)
     except ValueError as error:
-        raise Untrusted(f"the signature cannot be read: {error}") from error
+        raise Untrusted(f"the signature cannot be read: {text_of(error)}") from error
     key = keys.find(claim.key_id)
     if key is None:
         raise Untrusted(f"signed by the key {claim.key_id!r}, which the source {source!r} does not have here")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from relmsg.errors import Undecodable
+from relmsg.exceptions import text_of
 from relmsg.message import Message
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
@@ -76,7 +77,7 @@ def _decompressed(body: bytes, encoding: str, limit: int) -> bytes:
             raise zlib.error("there is no zlib header")
         return _inflated(body, RAW, limit, encoding)
     except zlib.error as error:
-        raise Undecodable(f"the body is not {encoding}, as its content encoding says: {error}") from error
+        raise Undecodable(f"the body is not {encoding}, as its content encoding says: {text_of(error)}") from error
 
 
 def _has_zlib_header(body: bytes) -> bool:
