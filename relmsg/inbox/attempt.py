@@ -73,6 +73,8 @@ class Task:
     """Whether the last attempt has lost its connection after our own INSERT had passed."""
     bookkeeping: bool = False
     """Whether the last attempt ended in a statement of ours beside the commit."""
+    silent: bool = False
+    """Whether the database was silent while the handler ran in the last attempt."""
     took: Took | None = None
     """What its last attempt took, once it is committed."""
 
@@ -178,7 +180,7 @@ class Attempts:
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
         elif isinstance(outcome, Failed):
-            return await excused(outcome, self._sessions)
+            return await excused(outcome, self._sessions, task.silent)
         return outcome
 
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
@@ -189,12 +191,14 @@ class Attempts:
             return Duplicate()
         called_at = self._clock.monotonic()
         context = copy_context()
-        task.lost = task.bookkeeping = False
-        with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout) as deadline:
+        task.lost = task.bookkeeping = task.silent = False
+        ask = partial(asked, self._sessions)
+        with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout, ask) as deadline:
             call = partial(task.handler, task.message, session, task.event)
             error = await called(task.handler, call, context, turn, deadline, self._metrics)
             if error is None and turn.is_lent:
                 error = await proven(task.handler, turn)
+        task.silent = deadline.was_silent
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
@@ -257,24 +261,33 @@ async def proven(handler: Handler, turn: HandlersTurn) -> BaseException | None:
 async def answers(sessions: async_sessionmaker[Any]) -> bool:
     """Whether the database lets others work, on another connection and now."""
     try:
-        async with answering(PROBE_SECONDS), Opened(sessions) as session:
-            await session.execute(text("SELECT 1"))
+        async with answering(PROBE_SECONDS):
+            return await asked(sessions)
     except BaseException as error:  # whatever it is, it is no answer
         if is_stop(error):
             raise
         return False
+
+
+async def asked(sessions: async_sessionmaker[Any]) -> bool:
+    """Ask the database for nothing, on another connection; whether it has answered."""
+    try:
+        async with Opened(sessions) as session:
+            await session.execute(text("SELECT 1"))
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        return False
     return True
 
 
-async def excused(failed: Failed, sessions: async_sessionmaker[Any]) -> Failed | Unsettled:
-    """A handler's failure; Unsettled if it ran out of time, by our clock or its own, and the database is silent.
+async def excused(failed: Failed, sessions: async_sessionmaker[Any], was_silent: bool) -> Failed | Unsettled:
+    """A handler's failure; Unsettled if it ran out of time, by our clock or its own, and the database was silent.
 
     A network that swallows packets raises nothing: the handler waits for its statement until some timeout ends it.
     """
     ran_out = any(isinstance(each, HandlerTimeout | TimeoutError) for each in causes(failed.error))
-    if not ran_out or await answers(sessions):
+    if not ran_out or not (was_silent or not await answers(sessions)):
         return failed
-    away = DatabaseAway(f"PostgreSQL has not answered for {PROBE_SECONDS:g} s after a handler ran out of time")
+    away = DatabaseAway("PostgreSQL was silent while a handler ran out of time")
     away.__cause__ = failed.error
     return Unsettled(away)
 

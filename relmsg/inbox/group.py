@@ -17,7 +17,7 @@ from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Task, excused, idle_limit, judged, patience, proven
+from relmsg.inbox.attempt import Task, asked, excused, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
@@ -74,7 +74,7 @@ class Groups:
             return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
         if isinstance(outcome, Committed):
             reach("consumer.after_commit")
-        return await excused(outcome, self._sessions) if isinstance(outcome, Failed) else outcome
+        return await excused(outcome, self._sessions, tasks[0].silent) if isinstance(outcome, Failed) else outcome
 
     async def _transaction(
         self, handler: Handler, tasks: Sequence[Task], session: AsyncSession
@@ -86,10 +86,13 @@ class Groups:
                 return Committed([DUPLICATE] * len(tasks), None)
         fresh = _first_of_each(tasks, new.identities)
         called_at = self._clock.monotonic()
-        with HandlersTurn(session, transaction, connection) as turn, Deadline(handler.timeout) as deadline:
+        tasks[0].silent = False
+        ask = partial(asked, self._sessions)
+        with HandlersTurn(session, transaction, connection) as turn, Deadline(handler.timeout, ask) as deadline:
             done, error = await self._handlers(handler, fresh, session, turn, deadline)
             if error is None and turn.is_lent:
                 error = await proven(handler, turn)
+        tasks[0].silent = deadline.was_silent
         ended_at = self._clock.monotonic()
         if error is None:
             reach("consumer.before_commit")
