@@ -25,13 +25,13 @@ demo: $(STAMP) ## run the example on services of its own
 	@$(LOCAL) run -- $(BIN)/python -m examples.flights.demo $(ARGS)
 
 test: $(STAMP) ## run every test on services of its own; ARGS="-k outbox -x" is passed to pytest
-	@$(LOCAL) run -- $(BIN)/python -m pytest $(WORKERS) $(ARGS)
+	@$(LOCAL) --in-memory run -- $(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 # What leans hardest on other libraries; the whole suite runs on the newest ones.
 LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,outbox_publish.py wrap.py inbox.py relay.py half_fence.py)
 
 lowest: $(LOWEST)/.installed ## run the core tests on the oldest libraries we promise to work with
-	@$(LOWEST)/bin/python compose/local.py run -- $(LOWEST)/bin/python -m pytest $(WORKERS) -q $(LOWEST_TESTS) $(ARGS)
+	@$(LOWEST)/bin/python compose/local.py --in-memory run -- $(LOWEST)/bin/python -m pytest $(WORKERS) -q $(LOWEST_TESTS) $(ARGS)
 
 bench: $(BENCH)/.installed ## measure against the peers, 20 minutes; QUICK=1: only whether it all runs, 2 minutes
 	@$(BENCH)/bin/python -m tests.benchmarks $(if $(QUICK),--quick) $(ARGS)
@@ -44,13 +44,13 @@ ONLY_BULK := cannot_be_read_cost_one_message # aiormq itself gives the connectio
 PLAIN_TESTS := tests/chaos/test_relay_killed.py $(addprefix tests/integration/test_,relay.py inbox.py consumer.py errors_verbs.py publisher.py)
 
 plain: $(STAMP) ## run the chain's tests with bulk frames switched off
-	@RELMSG_BULK=off $(LOCAL) run -- $(BIN)/python -m pytest $(WORKERS) -q $(PLAIN_TESTS) -k 'not $(ONLY_BULK)' $(ARGS)
+	@RELMSG_BULK=off $(LOCAL) --in-memory run -- $(BIN)/python -m pytest $(WORKERS) -q $(PLAIN_TESTS) -k 'not $(ONLY_BULK)' $(ARGS)
 
 NEWEST_TESTS := tests/contract tests/assumptions/test_postgresql.py $(addprefix tests/chaos/test_,relay_killed.py half_producer_killed.py) \
   $(addprefix tests/integration/test_,relay.py relay_scale.py inbox.py outbox_publish.py consumer.py)
 
 newest: $(STAMP) ## run the core tests on RabbitMQ 4 and PostgreSQL 17
-	@$(LOCAL) --rabbitmq 4 --postgres 17 run -- $(BIN)/python -m pytest $(WORKERS) -q $(NEWEST_TESTS) $(ARGS)
+	@$(LOCAL) --rabbitmq 4 --postgres 17 --in-memory run -- $(BIN)/python -m pytest $(WORKERS) -q $(NEWEST_TESTS) $(ARGS)
 
 check: lint types layers ## lint, types and layers
 

@@ -13,6 +13,9 @@ asks for it (Services.start_mariadb), unless RELMSG_MARIADB_URL is set.
                                        run by chroot in a tree of Debian's, made once by debootstrap (root, a minute,
                                        0.6 GB) in $RELMSG_LOCAL_CACHE or ~/.cache/relmsg and shared by all checkouts
 
+    --in-memory                        their data is in memory (/dev/shm), where 4 GiB are free: nothing waits for a
+                                       disk. For tests; what a killed server has written is still there
+
 Exit codes: that of CMD; 2 wrong use; 3 a service is missing or does not start.
 Only the standard library is needed; with rich and on a terminal there is a spinner.
 """
@@ -51,6 +54,7 @@ class Wanted(TypedDict):
     management: bool
     rabbitmq: str | None
     postgres: str | None
+    in_memory: bool
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verbs.add_parser("up", help="start both, print their URLs, stop both at Ctrl-C", parents=[options])
     run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- CMD...")
-    given = parser.parse_args(arguments, argparse.Namespace(management=False, rabbitmq=None, postgres=None))
-    wanted = Wanted(management=given.management, rabbitmq=given.rabbitmq, postgres=given.postgres)
+    defaults = Wanted(management=False, rabbitmq=None, postgres=None, in_memory=False)
+    given = parser.parse_args(arguments, argparse.Namespace(**defaults))
+    wanted = Wanted(
+        management=given.management, rabbitmq=given.rabbitmq, postgres=given.postgres, in_memory=given.in_memory
+    )
     try:
         if given.verb == "up":
             return _up(wanted)
@@ -85,6 +92,7 @@ def _options() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     options.add_argument("--rabbitmq", choices=[*BY_RABBITMQ], help="its major version (default: as found)")
     options.add_argument("--postgres", choices=[*BY_POSTGRES], help="its major version (default: as found)")
+    options.add_argument("--in-memory", action="store_true", help="with their data in memory, for tests")
     options.add_argument("--management", action="store_true", help="with RabbitMQ's management interface")
     return options
 

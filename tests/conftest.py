@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for compose.local and tests.support
 
@@ -24,6 +25,10 @@ from tests.support.broker import Broker
 from tests.support.databases import Databases
 from tests.support.processes import Processes
 from tests.support.vhosts import VirtualHosts
+
+# A machine that is busy is no fault of what is tested.
+settings.register_profile("relmsg", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("relmsg")
 
 WORKERS = 2  # one waits while another computes: more would only be in each other's way on two cores
 
@@ -41,7 +46,7 @@ def pytest_xdist_auto_num_workers() -> int:
 @pytest.fixture(scope="session")
 def services() -> Iterator[Services]:
     """The PostgreSQL and RabbitMQ of this session. Restart them, stop them, ask rabbitmqctl: see compose/local.py."""
-    services = Services.obtain()
+    services = Services.obtain(in_memory=True)
     if not services.owned and os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
         services = services.another()
         services.start()

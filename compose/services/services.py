@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 from compose.services import postgres, programs
-from compose.services.directory import make_directory
+from compose.services.directory import is_in_memory, make_directory
 from compose.services.environment import AMQP_URL, DATABASE_URL, MANAGEMENT_URL, MARIADB_URL, STATE
 from compose.services.errors import ServicesError
 from compose.services.guard import Guard, end_all
@@ -43,14 +43,19 @@ class Services:
         management: bool = False,
         rabbitmq: str | None = None,
         postgres: str | None = None,
+        in_memory: bool = False,
     ) -> None:
-        """``rabbitmq`` and ``postgres`` are major versions; None takes what this machine has, if need be installed."""
+        """``rabbitmq`` and ``postgres`` are major versions; None takes what this machine has, if need be installed.
+
+        ``in_memory``: their data is in memory, where there is room for it, so that nothing waits for a disk.
+        """
         self.database_url = ""
         self.amqp_url = ""
         self.management_url: str | None = None
         self.cancellation = Cancellation()  # for a signal handler: a start that is under way gives up
         self._report = report or (lambda _: None)
         self._management = management
+        self._in_memory = in_memory
         self._versions = (rabbitmq, postgres)
         self._found: tuple[Programs, Programs] | None = None
         self._guard: Guard | None = None
@@ -81,14 +86,14 @@ class Services:
         return services
 
     @classmethod
-    def obtain(cls, report: Report | None = None, *, management: bool = False) -> Services:
+    def obtain(cls, report: Report | None = None, *, management: bool = False, in_memory: bool = False) -> Services:
         """Those of the environment if it names both URLs, otherwise freshly started ones.
 
         :raises ServicesError: if only one URL is given, or a service is missing or does not start.
         """
         services = cls.from_environment()
         if services is None:
-            services = cls(report, management=management)
+            services = cls(report, management=management, in_memory=in_memory)
             services.start()
         return services
 
@@ -140,7 +145,8 @@ class Services:
         :raises ServicesError: if these were given by URL, or are gone.
         """
         state = self._state.read()
-        services = Services(self._report, management=self._management)
+        in_memory = is_in_memory(Path(state["directory"]))
+        services = Services(self._report, management=self._management, in_memory=in_memory)
         services._found = Programs.of(state["rabbitmq"]), Programs.of(state["postgres"])
         return services
 
@@ -258,7 +264,7 @@ class Services:
     def _start(self, of_rabbitmq: Programs, of_postgres: Programs) -> None:
         begun = time.monotonic()
         owner = postgres.account(of_postgres.userland)
-        directory = make_directory(owner[0] if owner else os.geteuid())
+        directory = make_directory(owner[0] if owner else os.geteuid(), in_memory=self._in_memory)
         self._control(State.create(directory))
         self._guard = Guard(self._state)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 
 from compose.local import Services, ServicesError
+from compose.services import directory
 from compose.services.directory import ROOT
 from compose.services.postgres import Postgres
 from relmsg.testing import eventually
@@ -280,6 +282,18 @@ async def test_postgres_is_set_for_durability(private):
     assert await connection.fetchval("SHOW max_connections") == "200"
     assert await connection.fetchval("SHOW max_prepared_transactions") == "10"
     await connection.close()
+
+
+@pytest.mark.parametrize(("least", "in_memory"), [(0, True), (1 << 60, False)])
+def test_data_is_in_memory_where_there_is_room(monkeypatch, tmp_path, least, in_memory):
+    """Services that are to have their data in memory have it on the disk where memory has less room than they need."""
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(directory, "MEMORY", tmp_path)
+    monkeypatch.setattr(directory, "LEAST_BYTES", least)
+    made = directory.make_directory(os.geteuid(), in_memory=True)
+    made.rmdir()
+    assert directory.is_in_memory(made) == in_memory
+    assert made.parent == (tmp_path if in_memory else ROOT / ".local")
 
 
 def test_both_listen_on_the_loopback_only(private):
