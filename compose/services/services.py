@@ -108,7 +108,8 @@ class Services:
             raise ServicesError(f"{missing} is not set: give both URLs, or none to have both services started")
         if os.environ.get(STATE) and Path(os.environ[STATE]).exists():
             services = cls.attach()
-            if (services.database_url, services.amqp_url) == (database_url, amqp_url):
+            # `local.py up` prints the broker's without the slash at its end, which most clients misread.
+            if (services.database_url, services.amqp_url.rstrip("/")) == (database_url, amqp_url.rstrip("/")):
                 return services
         return cls.given(database_url, amqp_url)
 

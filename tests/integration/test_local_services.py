@@ -147,8 +147,8 @@ def evaluated(lines: str) -> dict[str, str]:
     return dict(each.split("=", 1) for each in seen.split("\0") if each.startswith("RELMSG_"))
 
 
-async def test_up_prints_the_urls_and_runs_until_ctrl_c(children):
-    """Its output can be read by a shell; Ctrl-C is its proper end, exit code 0."""
+async def test_up_prints_the_urls_and_runs_until_ctrl_c(children, monkeypatch):
+    """A shell that reads its output has control over the services; Ctrl-C is its proper end, exit code 0."""
     process = await children.python(LOCAL, "up")
     await process.line("running until Ctrl-C", within=100)
     printed = evaluated(process.stdout)
@@ -156,6 +156,11 @@ async def test_up_prints_the_urls_and_runs_until_ctrl_c(children):
     assert set(printed) == {"RELMSG_DATABASE_URL", "RELMSG_AMQP_URL", "RELMSG_LOCAL_STATE"}
     assert listens(printed["RELMSG_DATABASE_URL"])
     assert listens(printed["RELMSG_AMQP_URL"])
+    for name, value in printed.items():
+        monkeypatch.setenv(name, value)
+    services = Services.from_environment()
+    assert services is not None
+    assert services.controlled
     processes = services_of(process)
     process.send(signal.SIGINT)
     assert await process.wait() == 0
