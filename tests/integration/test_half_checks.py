@@ -22,12 +22,12 @@ from relmsg.half.state import HalfState
 from relmsg.half.store import HalfStore
 from relmsg.settings import Settings
 from relmsg.testing import eventually
-from tests.support.halves import HALF, becomes, coordinating, counted, half_row, outbox_rows
+from tests.support.halves import HALF, becomes, coordinating, counted, due_again, half_row, outbox_rows
 from tests.support.proxy import Proxy
 
 GROUP_QUEUE = "relmsg.half.check.shop"
 QUICK = {"half_check_after": 0.05, "half_check_every": 0.1}
-CALM = {"half_check_after": 0.05, "half_check_every": 0.5}  # time enough for an answer before the next check
+ASKED = {"half_check_after": 0.05, "half_check_every": 600}  # by ``due_again`` only, after the first time
 
 
 async def say(broker, verb, half_id, number, *, group="shop", **headers):
@@ -131,6 +131,11 @@ def _is(wanted, found):
     assert found == wanted
 
 
+async def answered(coordinator, count, *, answer):
+    """Wait until so many checks were answered so."""
+    await eventually(lambda: _is(count, value(coordinator, "relmsg_half_checks_total", answer=answer)))
+
+
 async def test_no_check_is_sent_before_its_time(broker, engine, database_url, amqp_url):
     """Nor once the half message is decided."""
     async with coordinating(database_url, amqp_url, half_check_after=3600) as coordinator:
@@ -169,14 +174,18 @@ async def test_after_the_last_check_it_is_parked_with_an_alert(broker, engine, d
         await say(broker, "received", half_id, number)
         await say(broker, "answer", half_id, number, resolution="UNKNOWN")
 
-    async with member(broker, unknown), coordinating(database_url, amqp_url, **CALM) as coordinator:
+    async with member(broker, unknown), coordinating(database_url, amqp_url, **ASKED) as coordinator:
         half_id = await prepare(broker, max_checks=4)
-        row = await becomes(engine, half_id, HalfState.PARKED, within=30)
+        for answers in range(1, 5):
+            await answered(coordinator, answers, answer="unknown")
+            await due_again(engine)
+        row = await becomes(engine, half_id, HalfState.PARKED)
         assert (row.checks, row.check_received, row.last_answer) == (4, 4, "unknown")
         await eventually(lambda: _is(1, value(coordinator, "relmsg_half_outcomes_total", outcome="parked")))
-        await eventually(lambda: _is(1, value(coordinator, "relmsg_half_parked")))
         assert value(coordinator, "relmsg_half_checks_received_total") == 4
         assert value(coordinator, "relmsg_half_checks_total", answer="unknown") == 4
+    async with coordinating(database_url, amqp_url) as another:  # it measures when it begins, and then ever more rarely
+        await eventually(lambda: _is(1, value(another, "relmsg_half_parked")), within=20)
     assert asked == [1, 2, 3, 4]
     assert f"half message {half_id} (t) of group 'shop' is parked: 4 checks" in caplog.text
     assert await outbox_rows(engine) == []
@@ -188,8 +197,12 @@ async def test_checks_that_end_their_members_count(broker, engine, database_url,
     async def die(half_id, number):
         await say(broker, "received", half_id, number)
 
-    async with member(broker, die), coordinating(database_url, amqp_url, half_max_checks=3, **CALM):
-        row = await becomes(engine, await prepare(broker), HalfState.PARKED, within=30)
+    async with member(broker, die), coordinating(database_url, amqp_url, half_max_checks=3, **ASKED) as coordinator:
+        half_id = await prepare(broker)
+        for checks in range(1, 4):
+            await eventually(lambda checks=checks: _is(checks, value(coordinator, "relmsg_half_checks_received_total")))
+            await due_again(engine)
+        row = await becomes(engine, half_id, HalfState.PARKED)
     assert (row.checks, row.check_sent, row.last_answer) == (3, 3, None)
 
 
@@ -199,10 +212,12 @@ async def test_a_type_without_a_checker_is_an_alert(broker, engine, database_url
     async def nobody(half_id, number):
         await say(broker, "answer", half_id, number, resolution="UNKNOWN", reason="no_checker")
 
-    async with member(broker, nobody), coordinating(database_url, amqp_url, half_max_checks=2, **CALM) as coordinator:
+    async with member(broker, nobody), coordinating(database_url, amqp_url, half_max_checks=2, **ASKED) as coordinator:
         half_id = await prepare(broker)
-        row = await becomes(engine, half_id, HalfState.PARKED, within=30)
-        assert value(coordinator, "relmsg_half_checks_total", answer="no_checker") == 2
+        for answers in (1, 2):
+            await answered(coordinator, answers, answer="no_checker")
+            await due_again(engine)
+        row = await becomes(engine, half_id, HalfState.PARKED)
         assert value(coordinator, "relmsg_half_checks_total", answer="unknown") == 0
     assert (row.last_answer, row.checks) == ("no_checker", 2)
     assert f"half message {half_id}: group 'shop' has no checker for its type" in caplog.text

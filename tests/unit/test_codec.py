@@ -200,12 +200,12 @@ def test_a_body_that_does_not_fit_is_undecodable_with_the_reason(target, body, r
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=20,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
 )
 
 
-@given(st.dictionaries(st.text(), JSON_VALUES))
+@given(st.dictionaries(st.text(), JSON_VALUES, max_size=4))
 def test_a_dict_comes_back_as_it_was(body):
     """Encoding and decoding a dict of JSON values changes nothing."""
     decode = decoder_for(dict)
