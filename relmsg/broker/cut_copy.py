@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pamqp.commands import Basic
 
+from relmsg.amqp.moved_ids import fitting_id
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.diagnosis import cut_text
@@ -26,28 +28,32 @@ Headers = Callable[[int], dict[str, Any]]
 
 
 def smaller_copies(
-    delivery: Delivery, exchange: str, routing_key: str, message_id: str, headers: Headers
-) -> Iterator[Publication]:
-    """Copies of a message that was refused, each smaller than the one before.
+    delivery: Delivery, exchange: str, routing_key: str, message_id: str, headers: Headers, minimal: Mapping[str, Any]
+) -> Iterator[Callable[[], Publication]]:
+    """Functions that make copies of a message that was refused, each smaller than the one before; any but the last may
+    raise.
 
     First the diagnosis is cut, and with it the largest of the message's own headers; then the body, down to 64 KiB;
-    then all of it, and the properties. ``relmsg-body-size`` and ``relmsg-body-sha256`` tell of the body as it came.
-
-    :raises InvalidMessage: one of them cannot be encoded; the last one always can.
+    then all of it, and the properties. ``relmsg-body-size`` and ``relmsg-body-sha256`` tell of the body as it came. The
+    last one takes nothing from the message but that: its headers are ``minimal``, its id a new one.
     """
-    small = headers(SMALL_HEADERS)
     body = _bytes(delivery)
-    yield _copy(delivery, exchange, routing_key, message_id, small, body)
+    yield lambda: _copy(delivery, exchange, routing_key, message_id, headers(SMALL_HEADERS), body)
     if len(body) > BODY_BYTES:
-        yield _copy(delivery, exchange, routing_key, message_id, _told(small, body), body[:BODY_BYTES])
-    known = {name: value for name, value in small.items() if name in names.OURS}
-    bare = Basic.Properties(
-        message_id=cut_text(message_id, SHORT_BYTES),
-        headers=_told(known, body),
-        delivery_mode=PERSISTENT,
-        priority=PRIORITY,
-    )
-    yield copy_of(message_id, exchange, routing_key, bare, b"")
+        cut = body[:BODY_BYTES]
+        yield lambda: _copy(delivery, exchange, routing_key, message_id, _told(headers(SMALL_HEADERS), body), cut)
+
+    def bare() -> Publication:
+        known = {name: value for name, value in headers(SMALL_HEADERS).items() if name in names.OURS}
+        return _bare(message_id, exchange, routing_key, _told(known, body))
+
+    yield bare
+    yield lambda: _bare(str(uuid.uuid4()), exchange, routing_key, _told(minimal, body))
+
+
+def _bare(message_id: str, exchange: str, routing_key: str, headers: Mapping[str, Any]) -> Publication:
+    properties = Basic.Properties(headers=dict(headers), delivery_mode=PERSISTENT, priority=PRIORITY)
+    return copy_of(fitting_id(message_id), exchange, routing_key, properties, b"")
 
 
 def _copy(
@@ -62,12 +68,11 @@ def _copy(
         timestamp=came.timestamp,
         message_type=_short(came.type),
         app_id=_short(came.source),
-        message_id=cut_text(message_id, SHORT_BYTES),
         headers=dict(headers),
         delivery_mode=PERSISTENT,
         priority=PRIORITY,
     )
-    return copy_of(message_id, exchange, routing_key, properties, body)
+    return copy_of(fitting_id(message_id), exchange, routing_key, properties, body)
 
 
 def _told(headers: Mapping[str, Any], body: bytes) -> dict[str, Any]:

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from aiormq.abc import DeliveredMessage
-
 from relmsg.broker import error_headers as names
+from relmsg.broker.error_reader import Unacked
 from relmsg.message import canonical_id
 
 BY_BROKER = "dead-lettered by the broker"
-# Properties in the order in which AMQP names them; the headers are told apart.
-PROPERTIES = (
-    "content_type",
-    "content_encoding",
-    "delivery_mode",
-    "priority",
-    "correlation_id",
-    "reply_to",
-    "expiration",
-    "message_id",
-    "timestamp",
-    "message_type",
-    "user_id",
-    "app_id",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +21,8 @@ class ErrorEntry:
 
     What the consumer wrote is taken from its headers; for a message that the broker itself dead-lettered, from
     ``x-death``. What is not known is None. ``failed_at`` is ISO 8601 in UTC. ``returned`` counts how often the message
-    was given back to this queue, by listings for example, where the broker counts that (quorum queues).
+    was given back to this queue, by listings for example, where the broker counts that (quorum queues). ``altered``
+    names properties and headers that cannot be read, and are left out or repaired here.
     """
 
     message_id: str
@@ -57,6 +42,7 @@ class ErrorEntry:
     headers: Mapping[str, Any]
     properties: Mapping[str, Any]
     body: bytes
+    altered: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,39 +76,50 @@ class ErrorFilter:
         return (self.since is None or failed_at >= self.since) and (self.until is None or failed_at <= self.until)
 
 
-def entry_of(delivered: DeliveredMessage, source_queue: str) -> ErrorEntry:
-    """The entry a delivery from the error queue of ``source_queue`` carries. Headers can be forged and of any type:
+def entry_of(delivered: Unacked, source_queue: str) -> ErrorEntry:
+    """The entry a message in the error queue of ``source_queue`` carries. Headers can be forged and of any type:
     nothing here fails on them.
     """
-    properties = delivered.header.properties
-    headers: Mapping[str, Any] = properties.headers or {}
+    came = delivered.message
+    headers = came.headers
     death = _death(headers, source_queue)
     by_consumer = names.REASON in headers
-    attempts = headers.get(names.ATTEMPTS)
-    returned = headers.get("x-delivery-count")
     return ErrorEntry(
-        message_id=properties.message_id or "",
-        type=properties.message_type,
-        source=properties.app_id,
-        reason=_text(headers.get(names.REASON)) or (f"{BY_BROKER}: {death['reason']}" if death else "unknown"),
-        exception=_text(headers.get(names.ERROR_TYPE)),
-        exception_message=_text(headers.get(names.EXCEPTION_MESSAGE)),
-        stacktrace=_text(headers.get(names.EXCEPTION_STACKTRACE)),
-        original_exchange=_text(headers.get(names.ORIGINAL_EXCHANGE)) or death.get("exchange"),
-        original_routing_key=_text(headers.get(names.ORIGINAL_ROUTING_KEY)) or death.get("routing_key"),
-        original_queue=(_text(headers.get(names.ORIGINAL_QUEUE)) if by_consumer else None) or death.get("queue"),
-        attempts=attempts if isinstance(attempts, int) else None,
-        failed_at=_text(headers.get(names.FAILED_AT)) or death.get("time"),
-        consumer=_text(headers.get(names.CONSUMER)),
-        returned=returned if isinstance(returned, int) else 0,
+        message_id=str(came.id),
+        type=came.type,
+        source=came.source,
+        reason=text_of(headers.get(names.REASON)) or (f"{BY_BROKER}: {death['reason']}" if death else "unknown"),
+        exception=text_of(headers.get(names.ERROR_TYPE)),
+        exception_message=text_of(headers.get(names.EXCEPTION_MESSAGE)),
+        stacktrace=text_of(headers.get(names.EXCEPTION_STACKTRACE)),
+        original_exchange=text_of(headers.get(names.ORIGINAL_EXCHANGE)) or death.get("exchange"),
+        original_routing_key=text_of(headers.get(names.ORIGINAL_ROUTING_KEY)) or death.get("routing_key"),
+        original_queue=(text_of(headers.get(names.ORIGINAL_QUEUE)) if by_consumer else None) or death.get("queue"),
+        attempts=_number(headers.get(names.ATTEMPTS)),
+        failed_at=text_of(headers.get(names.FAILED_AT)) or death.get("time"),
+        consumer=text_of(headers.get(names.CONSUMER)),
+        returned=_number(headers.get("x-delivery-count")) or 0,
         headers=headers,
-        properties={
-            name.removeprefix("message_") if name == "message_type" else name: value
-            for name in PROPERTIES
-            if (value := getattr(properties, name)) not in (None, "")
-        },
+        properties={name: value for name, value in _properties(delivered) if value not in (None, "")},
         body=delivered.body,
+        altered=tuple(delivered.remarks.altered) if delivered.remarks else (),
     )
+
+
+def _properties(delivered: Unacked) -> Iterator[tuple[str, Any]]:
+    """Names and values in the order of AMQP; the headers are told apart."""
+    came = delivered.message
+    yield "content_type", came.content_type
+    yield "content_encoding", came.content_encoding
+    yield "priority", came.priority
+    yield "correlation_id", came.correlation_id
+    yield "reply_to", came.reply_to
+    yield "expiration", delivered.expiration
+    yield "message_id", str(came.id)
+    yield "timestamp", came.timestamp
+    yield "type", came.type
+    yield "user_id", came.user_id
+    yield "app_id", came.source
 
 
 def _death(headers: Mapping[str, Any], source_queue: str) -> dict[str, str]:
@@ -135,7 +132,7 @@ def _death(headers: Mapping[str, Any], source_queue: str) -> dict[str, str]:
     first = {
         name: text
         for name in ("queue", "reason", "exchange")
-        if (text := _text(headers.get(f"x-first-death-{name}"))) is not None
+        if (text := text_of(headers.get(f"x-first-death-{name}"))) is not None
     }
     named = first.get("queue")
     here = next((each for each in deaths if each.get("queue") == source_queue), None)
@@ -143,16 +140,21 @@ def _death(headers: Mapping[str, Any], source_queue: str) -> dict[str, str]:
     if death is None:
         return {"reason": "unknown", **first} if first else {}
     keys, time = death.get("routing-keys"), death.get("time")
-    found = {name: _text(death.get(name)) for name in ("queue", "reason", "exchange")}
-    found["routing_key"] = _text(keys[0]) if isinstance(keys, list) and keys else None
+    found = {name: text_of(death.get(name)) for name in ("queue", "reason", "exchange")}
+    found["routing_key"] = text_of(keys[0]) if isinstance(keys, list) and keys else None
     found["time"] = _utc(time).isoformat(timespec="milliseconds") if isinstance(time, datetime) else None
     return {"reason": "unknown"} | {name: text for name, text in found.items() if text is not None}
 
 
-def _text(value: Any) -> str | None:
+def text_of(value: Any) -> str | None:
+    """A header as text, of whichever type it is."""
     if value is None or isinstance(value, str):
         return value
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _utc(moment: datetime) -> datetime:
@@ -162,5 +164,5 @@ def _utc(moment: datetime) -> datetime:
 def _moment(text: str | None) -> datetime | None:
     try:
         return _utc(datetime.fromisoformat(text)) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):  # the last: a time at the edge of what Python knows, in another zone
         return None

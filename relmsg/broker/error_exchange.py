@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
+from relmsg.broker import error_headers as names
 from relmsg.broker.confirm import ConfirmChannel, publish_alone
 from relmsg.broker.connection import Connection
 from relmsg.broker.cut_copy import REFUSALS, SMALL_HEADERS, smaller_copies
@@ -19,7 +20,7 @@ from relmsg.broker.headers import MAX_BYTES
 from relmsg.broker.receipt import Confirmed, Receipt, Unknown
 from relmsg.broker.wire import Publication
 from relmsg.db.failures import named
-from relmsg.errors import InvalidMessage, RelmsgError
+from relmsg.errors import RelmsgError
 from relmsg.exceptions import type_name
 from relmsg.security.encryption import is_secret
 from relmsg.topology import error_queue_name
@@ -77,7 +78,8 @@ class ErrorExchange:
         before it publishes; a copy whose confirm was lost may then be there twice, under one message id.
 
         A copy that the broker refuses because of what it is, as one that is too large, is sent again alone, and then
-        smaller and smaller (``smaller_copies``). CopyRefused: not even the smallest one is taken.
+        smaller and smaller (``smaller_copies``); so is one that cannot be made. CopyRefused: not even the smallest one
+        is taken.
         """
         try:
             if delivery.queue in self._doubtful:
@@ -112,7 +114,7 @@ class ErrorExchange:
         refused: Exception
         try:
             copy = self.copy(delivery, failed, consumer, message_id)
-        except InvalidMessage as error:  # a property came that cannot be sent again
+        except Exception as error:  # noqa: BLE001 - it cannot be sent again as it is, or a fault of ours
             refused = error
         else:
             if not self._alone.locked():
@@ -128,11 +130,22 @@ class ErrorExchange:
         def headers(most: int) -> dict[str, Any]:
             return error_headers(delivery, failed, consumer, self._now(), most)
 
+        minimal = {
+            names.REASON: failed.reason,
+            names.ATTEMPTS: failed.attempts,
+            names.FAILED_AT: self._now().isoformat(timespec="milliseconds"),
+            names.ORIGINAL_QUEUE: delivery.queue,
+        }
         key = error_queue_name(delivery.queue)
-        for copy in smaller_copies(delivery, self._exchange, key, message_id, headers):
+        for make in smaller_copies(delivery, self._exchange, key, message_id, headers, minimal):
             log.warning(
                 "message %s from %s: the error copy was refused: %s", message_id, delivery.queue, named(refused)
             )
+            try:
+                copy = make()
+            except Exception as error:  # noqa: BLE001 - as above
+                refused = error
+                continue
             async with self._alone:
                 receipt = await publish_alone(self._connection, copy)
             if not _is_refusal(receipt):

@@ -8,21 +8,21 @@ source queue. Stopped between the two, a message is in both queues, under one id
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
-from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
+from relmsg.amqp.moved_ids import MOVED_CORRELATION_ID, fitting_id
 from relmsg.broker import error_headers as names
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import differences, queue_exists
 from relmsg.broker.envelope import MAX_EXPIRATION_MS
-from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of
+from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of, text_of
 from relmsg.broker.error_headers import strip
-from relmsg.broker.error_reader import Reader, reading
+from relmsg.broker.error_reader import Reader, Unacked, reading
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import PERSISTENT, Publication, copy_of
 from relmsg.clock import Clock, SystemClock
@@ -46,8 +46,9 @@ class Stayed:
 class ErrorQueue:
     """The error queue of ``source``. Open it with ``ErrorQueue.of``.
 
-    A message whose AMQP properties no Python library can decode ends the connection of everyone who reads it, this one
-    included (reliability B1): then BrokerAway is raised again and again, and the broker's own tools must remove it.
+    Messages are read with tolerance: what cannot be read of one is left out or repaired, the entry tells it, and the
+    others are not concerned. Only where bulk frames are switched off (``RELMSG_BULK=off``) such a message ends the
+    connection (reliability B1): then BrokerAway is raised again and again.
     """
 
     def __init__(self, connection: Connection, source: str, *, clock: Clock | None = None) -> None:
@@ -188,8 +189,8 @@ class ErrorQueue:
                     removed(entry)
                 left -= 1
 
-    async def _batch(self, reader: Reader, wanted: ErrorFilter, size: int) -> list[tuple[DeliveredMessage, ErrorEntry]]:
-        batch: list[tuple[DeliveredMessage, ErrorEntry]] = []
+    async def _batch(self, reader: Reader, wanted: ErrorFilter, size: int) -> list[tuple[Unacked, ErrorEntry]]:
+        batch: list[tuple[Unacked, ErrorEntry]] = []
         while len(batch) < size and (delivered := await reader.next()) is not None:
             entry = entry_of(delivered, self.source)
             if wanted.matches(entry):
@@ -199,14 +200,14 @@ class ErrorQueue:
     async def _send(
         self,
         publisher: ConfirmChannel,
-        batch: list[tuple[DeliveredMessage, ErrorEntry]],
+        batch: list[tuple[Unacked, ErrorEntry]],
         *,
         any_origin: bool,
         lossy: bool,
-    ) -> list[tuple[DeliveredMessage, ErrorEntry, str | None]]:
+    ) -> list[tuple[Unacked, ErrorEntry, str | None]]:
         """Publish a batch; for each message None, or why it must stay."""
-        sent: list[tuple[DeliveredMessage, ErrorEntry, str | None]] = []
-        publishes: list[tuple[DeliveredMessage, ErrorEntry, Publication]] = []
+        sent: list[tuple[Unacked, ErrorEntry, str | None]] = []
+        publishes: list[tuple[Unacked, ErrorEntry, Publication]] = []
         for delivered, entry in batch:
             target = entry.original_queue or self.source
             if target != self.source and not any_origin:
@@ -214,7 +215,10 @@ class ErrorQueue:
             elif (cut := _cut(entry)) and not lossy:
                 sent.append((delivered, entry, f"it is not as it came ({cut}): give --lossy to send it all the same"))
             else:
-                publishes.append((delivered, entry, _publication(delivered, target)))
+                try:
+                    publishes.append((delivered, entry, _publication(delivered, target)))
+                except InvalidMessage as error:
+                    sent.append((delivered, entry, str(error)))
         try:
             receipts = await publisher.publish([publish for *_, publish in publishes])
         except InvalidMessage as error:
@@ -230,51 +234,53 @@ class ErrorQueue:
         return sent
 
 
-def _publication(delivered: DeliveredMessage, queue: str) -> Publication:
-    properties = delivered.header.properties
-    message_id = properties.message_id or _content_id(delivered)
-    headers = {name: value for name, value in strip(properties.headers).items() if name not in ROUTING}
+def _publication(delivered: Unacked, queue: str) -> Publication:
+    """:raises InvalidMessage: it cannot be sent as it is."""
+    came = delivered.message
+    message_id = fitting_id(str(came.id) or _content_id(delivered))
+    headers = {name: value for name, value in strip(came.headers).items() if name not in ROUTING}
     again = Basic.Properties(
         message_id=message_id,
-        message_type=properties.message_type,
-        timestamp=properties.timestamp,
-        content_type=properties.content_type,
-        content_encoding=properties.content_encoding,
-        correlation_id=properties.correlation_id,
-        reply_to=properties.reply_to,
-        app_id=properties.app_id,
-        expiration=properties.expiration or _expiration(properties.headers or {}),
+        message_type=came.type,
+        timestamp=came.timestamp,
+        content_type=came.content_type,
+        content_encoding=came.content_encoding,
+        correlation_id=None if MOVED_CORRELATION_ID in came.headers else came.correlation_id,
+        reply_to=came.reply_to,
+        app_id=came.source,
+        expiration=_living(delivered.expiration) or _living(came.headers.get(names.ORIGINAL_EXPIRATION)),
         headers=headers or None,
         delivery_mode=PERSISTENT,
-        priority=properties.priority,
+        priority=came.priority,
     )
-    again.cluster_id = properties.cluster_id or ""  # pamqp refuses it as an argument
+    again.cluster_id = (delivered.remarks.cluster_id if delivered.remarks else None) or ""  # no argument for pamqp
     return copy_of(message_id, "", queue, again, delivered.body)
 
 
 def _cut(entry: ErrorEntry) -> str | None:
     """What the message lost when it failed; None if nothing."""
     if cut := entry.headers.get(names.SANITISED):
-        return str(cut)
+        return text_of(cut)
+    if entry.altered:
+        return ", ".join(entry.altered)
     size = entry.headers.get(names.BODY_SIZE)
     if size is not None and size != len(entry.body):
         return f"its body had {size} bytes, the copy has {len(entry.body)}"
     return None
 
 
-def _expiration(headers: Mapping[str, Any]) -> str | None:
-    """The time to live that the message had. Anyone can write the header, and the broker closes the channel over a
-    value it does not know; with 0 the message would be dropped at once."""
-    value = headers.get(names.ORIGINAL_EXPIRATION)
+def _living(value: object) -> str | None:
+    """A time to live, as it is, if the broker takes it. Anyone can write one into a header; the broker closes the
+    channel over a value that it does not know, and with 0 the message would be dropped at once."""
     if isinstance(value, str) and value.isascii() and value.isdecimal() and 0 < int(value[:20]) <= MAX_EXPIRATION_MS:
         return value
     return None
 
 
-def _content_id(delivered: DeliveredMessage) -> str:
+def _content_id(delivered: Unacked) -> str:
     """An id for a message without one: a return could not be told from a confirm without it, and the two copies that a
     stop half way may leave must have the same."""
-    properties = delivered.header.properties
-    parts = (properties.app_id, properties.message_type, properties.correlation_id, properties.timestamp)
+    came = delivered.message
+    parts = (came.source, came.type, came.correlation_id, came.timestamp)
     digest = hashlib.sha256(repr(parts).encode(errors="replace") + delivered.body).hexdigest()
     return str(Message.id_for(f"sha256:{digest}"))

@@ -11,15 +11,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
 
+from relmsg.amqp.remarks import Remarks
 from relmsg.broker.answer import answer
 from relmsg.broker.connection import Connection
+from relmsg.broker.receiving import Receiving
+from relmsg.broker.tap import Tap
+from relmsg.broker.wire import received
 from relmsg.clock import Clock
 from relmsg.errors import BrokerAway, RelmsgError
+from relmsg.message import Message
 
 T = TypeVar("T")
 
@@ -36,10 +41,13 @@ async def reading(connection: Connection, queue: str, clock: Clock) -> AsyncIter
     try:
         # The passive declaration is answered with the number of messages that are ready.
         present = await _ready(channel, queue)
-        reader = Reader(channel, queue, present)
-        await reader.start()
-        yield reader
-        await reader.all_here()
+        reader = Reader(channel, queue, present, connection.tap)
+        try:
+            await reader.start()
+            yield reader
+            await reader.all_here()
+        finally:
+            reader.detach()
     except BaseException:
         with suppress(RelmsgError):
             await _close(channel)
@@ -49,18 +57,39 @@ async def reading(connection: Connection, queue: str, clock: Clock) -> AsyncIter
     await _returned(connection, queue, present - reader.acked, clock)
 
 
+class Unacked(NamedTuple):
+    """A message that a reader holds. ``remarks`` name what could not be read of it; ``expiration`` is as it came."""
+
+    tag: int
+    message: Message
+    expiration: str | None
+    remarks: Remarks | None
+
+    @property
+    def body(self) -> bytes:
+        """The body as it came."""
+        assert isinstance(self.message.body, bytes)
+        return self.message.body
+
+
 class Reader:
     """One consumer: takes messages one after another, at most as many as were there at first, and holds them unacked
-    until its channel closes."""
+    until its channel closes.
 
-    def __init__(self, channel: Channel, queue: str, present: int) -> None:
+    It reads as a consumer does: what cannot be read of a message is left out or repaired, and harms no other. Only
+    where the connection has no tap aiormq reads, which gives the whole connection up over such a message.
+    """
+
+    def __init__(self, channel: Channel, queue: str, present: int, tap: Tap | None) -> None:
         self.present = present
         self.acked = 0
         self._taken = 0
         self._prefetch = min(present, MOST_HELD)
         self._channel = channel
         self._queue = queue
-        self._arrived: asyncio.Queue[DeliveredMessage | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Unacked | None] = asyncio.Queue()
+        self._tap = tap
+        self._receiving = Receiving(self._arrive, lambda: None)
 
     async def start(self) -> None:
         """Have the messages delivered."""
@@ -68,9 +97,16 @@ class Reader:
             return
         self._channel.closing.add_done_callback(lambda _: self._arrived.put_nowait(None))
         await self._ask(self._channel.basic_qos(prefetch_count=self._prefetch))
-        await self._ask(self._channel.basic_consume(self._queue, self._arrive))
+        if self._tap is not None:
+            self._tap.attach(self._channel.number, self._receiving, self._receiving.take_many)
+        await self._ask(self._channel.basic_consume(self._queue, self._note))
 
-    async def next(self) -> DeliveredMessage | None:
+    def detach(self) -> None:
+        """Read nothing more."""
+        if self._tap is not None:
+            self._tap.detach(self._channel.number, self._receiving)
+
+    async def next(self) -> Unacked | None:
         """The next message; None when there is no further one."""
         if self._taken >= self.present or (self._taken - self.acked >= self._prefetch):
             return None
@@ -89,14 +125,19 @@ class Reader:
         while self.present <= MOST_HELD and await self.next() is not None:
             pass
 
-    async def ack(self, delivered: DeliveredMessage) -> None:
+    async def ack(self, delivered: Unacked) -> None:
         """Take a message out of the queue."""
-        assert delivered.delivery_tag is not None
-        await self._ask(self._channel.basic_ack(delivered.delivery_tag))
+        await self._ask(self._channel.basic_ack(delivered.tag))
         self.acked += 1
 
-    async def _arrive(self, delivered: DeliveredMessage) -> None:
-        self._arrived.put_nowait(delivered)
+    def _arrive(self, tag: int, message: Message, expiration: str | None, remarks: Remarks | None) -> None:
+        self._arrived.put_nowait(Unacked(tag, message, expiration, remarks))
+
+    async def _note(self, raw: DeliveredMessage) -> None:
+        """A message that aiormq has read."""
+        properties = raw.header.properties
+        remarks = Remarks(cluster_id=properties.cluster_id) if properties.cluster_id else None
+        self._arrive(raw.delivery_tag or 0, received(raw), properties.expiration or None, remarks)
 
     async def _ask(self, call: Awaitable[T]) -> T:
         return await answer(call, within=ANSWER_WITHIN)

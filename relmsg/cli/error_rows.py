@@ -13,6 +13,7 @@ from relmsg.broker.error_entry import ErrorEntry
 from relmsg.cli import output
 
 COLUMNS = ("message_id", "type", "exception", "failed_at", "reason", "exception_message")
+MAX_DEPTH = 200  # levels of JSON that are printed as such
 LONG = ("stacktrace", "headers", "properties", "body")  # in `show` only
 
 
@@ -28,12 +29,18 @@ def brief(row: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def listed(entry: ErrorEntry) -> dict[str, Any]:
+    """What a list tells of an entry, as JSON can have it. Headers, properties and body are not looked at."""
+    row = asdict(replace(entry, headers={}, properties={}, body=b"", altered=()))  # asdict would copy these
+    row |= {"size": len(entry.body), "altered": list(entry.altered)}
+    return {name: value for name, value in row.items() if name not in LONG}
+
+
 def row_of(entry: ErrorEntry) -> dict[str, Any]:
     """All that is known of an entry, as JSON can have it."""
-    row = asdict(replace(entry, headers={}, properties={}, body=b""))  # asdict would copy these
     content, encoding = _body(entry)
-    return row | {
-        "size": len(entry.body),
+    return listed(entry) | {
+        "stacktrace": entry.stacktrace,
         "headers": dict(entry.headers),
         "properties": dict(entry.properties),
         "body_encoding": encoding,
@@ -42,16 +49,35 @@ def row_of(entry: ErrorEntry) -> dict[str, Any]:
 
 
 def _body(entry: ErrorEntry) -> tuple[Any, str]:
-    """The body as JSON where it says so and is, else as text, else as base64; and which of these."""
+    """The body as JSON where it says so and is, and is not nested too deep; else as text, else as base64; and which of
+    these."""
     if "json" in str(entry.properties.get("content_type", "")):
         try:
-            return msgspec.json.decode(entry.body), "json"
-        except ValueError:
+            content = msgspec.json.decode(entry.body)
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             pass
+        else:
+            if _is_shallow(content):
+                return content, "json"
     try:
         return entry.body.decode(), "text"
     except UnicodeDecodeError:
         return b64encode(entry.body).decode(), "base64"
+
+
+def _is_shallow(content: Any) -> bool:
+    """Whether JSON can be printed: what is nested too deep for that can be decoded, by a little."""
+    level = [content]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def write_whole(row: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from relmsg.broker.error_headers import ORIGINAL_USER_ID
 from relmsg.broker.error_queue import ErrorQueue, Stayed
 from relmsg.broker.error_queues import ErrorQueueCount, error_queues
 from relmsg.cli import brief, error_rows, options, output, progress
-from relmsg.cli.error_rows import COLUMNS, LONG, row_of
+from relmsg.cli.error_rows import COLUMNS, row_of
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.settings import Settings
 
@@ -30,11 +30,11 @@ AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 def _moment(text: str) -> datetime:
     """ISO 8601, in UTC where it names no zone, or an age, such as 2h."""
-    if age := re.fullmatch(r"(\d{1,6})([smhd])", text):
-        return datetime.now(UTC) - timedelta(**{AGES[age[2]]: int(age[1])})
     try:
+        if age := re.fullmatch(r"(\d{1,6})([smhd])", text):
+            return datetime.now(UTC) - timedelta(**{AGES[age[2]]: int(age[1])})
         moment = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise typer.BadParameter(f"{text!r} is neither like 2026-01-31T12:00 nor like 30m, 2h, 7d") from None
     return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
 
@@ -99,9 +99,8 @@ def list_(
         found = [asdict(each) for each in asyncio.run(_count_queues(settings))]
         output.emit(found[:limit], json, QUEUE_COLUMNS, wide=wide)
     else:
-        found = [row_of(each) for each in asyncio.run(_browse(settings, queue, wanted, limit + 1))]
-        rows = [{name: value for name, value in each.items() if name not in LONG} for each in found[:limit]]
-        output.emit(rows, json, COLUMNS, wide=wide, brief=error_rows.brief)
+        found = [error_rows.listed(each) for each in asyncio.run(_browse(settings, queue, wanted, limit + 1))]
+        output.emit(found[:limit], json, COLUMNS, wide=wide, brief=error_rows.brief)
     if len(found) > limit:
         sys.stdout.flush()
         output.complain(f"there are more than these {limit}: give a larger --limit, or filters")

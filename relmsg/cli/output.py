@@ -79,7 +79,7 @@ def age(moment: datetime | str | None) -> str:
     """How long ago a moment was, in the largest unit that fits: ``45s``, ``3m``, ``2h``, ``7d``; empty if unknown."""
     try:
         moment = datetime.fromisoformat(moment) if isinstance(moment, str) else moment
-    except ValueError:
+    except (ValueError, OverflowError):
         return ""
     if moment is None:
         return ""

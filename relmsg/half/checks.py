@@ -16,6 +16,7 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
 from relmsg.broker.receipt import Confirmed
+from relmsg.db.failures import named
 from relmsg.errors import BrokerAway, RelmsgError
 from relmsg.failpoint import reach
 from relmsg.half.half import Half
@@ -151,8 +152,14 @@ class Checks:
         return len(claimed)
 
     async def _publish(self, claimed: Sequence[tuple[Half, int]]) -> None:
+        checks = []
+        for half, number in claimed:
+            try:
+                checks.append(half.check(number))
+            except Exception as error:  # noqa: BLE001 - one half message must not keep the others from being checked
+                log.error("half message %s: no check can be made of it: %s", half.half_id, named(error))
         try:
-            receipts = await self._channel.publish([half.check(number) for half, number in claimed])
+            receipts = await self._channel.publish(checks)
         except RelmsgError as error:
             log.warning("%d checks could not be sent, they are sent at their next interval: %s", len(claimed), error)
             return

@@ -19,12 +19,14 @@ from relmsg.broker.error_exchange import ErrorExchange
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.wire import publication
 from relmsg.clock import Clock, SystemClock
+from relmsg.db.failures import named
 from relmsg.errors import BrokerAway, DatabaseAway, HalfNotAllowed, RelmsgError
-from relmsg.failpoint import reach
+from relmsg.exceptions import trace_of
+from relmsg.failpoint import FailpointReached, reach
 from relmsg.half import protocol
 from relmsg.half.half import Half
 from relmsg.half.metrics import CoordinatorMetrics
-from relmsg.half.protocol import Answer, Verb
+from relmsg.half.protocol import COORDINATOR, Answer, Verb
 from relmsg.half.reading import Answered, Decision, Received, Word, line_of, read
 from relmsg.half.state import HalfState
 from relmsg.half.store import Decided, HalfStore
@@ -36,6 +38,7 @@ from relmsg.retry import full_jitter
 log = logging.getLogger(__name__)
 
 CONSUMER = "half message coordinator"
+FAULTS_ALLOWED = 3  # a lost connection can look like one
 BASE_SECONDS, CAP_SECONDS = 0.1, 10.0
 NOT_ALLOWED = "coordinator: not allowed"
 SERVER_NAMED = "amq."  # as the broker names private queues: nobody shall have us write into any other
@@ -120,19 +123,36 @@ class Intake:
             self._moved_at = self._clock.monotonic()
 
     async def _settle(self, delivery: Delivery) -> None:
-        """Try until it is carried out, or is not ours any more."""
-        failures = 0
+        """Try until it is carried out, or is not ours any more.
+
+        One over which relmsg itself fails three times goes to the error queue. It must not end the relay, which would
+        meet it again at every start.
+        """
+        failures, faults = 0, list[Exception]()
         while not (delivery.is_stale or self._stopping.is_set()):
             try:
-                await self._handle(delivery)
+                if len(faults) < FAULTS_ALLOWED:
+                    await self._handle(delivery)
+                else:
+                    await self._refuse(delivery, faults[-1], "internal_error")
             except DatabaseAway as error:
                 self._database.began(delivery, error)
-            except _NotTaken as error:
+            except (_NotTaken, BrokerAway) as error:
                 self._error_queue.began(delivery, error)
             except asyncio.CancelledError:
                 if really_cancelled():
                     raise
                 self._error_queue.began(delivery, BrokerAway("the connection to RabbitMQ was lost"))
+            except FailpointReached:
+                raise
+            except Exception as error:  # noqa: BLE001 - of any kind: nothing of one delivery may end the others
+                faults.append(error)
+                if len(faults) == FAULTS_ALLOWED:
+                    self._metrics.failed()
+                    log.error("a delivery to %s met a fault in relmsg\n%s", COORDINATOR, trace_of(error))
+                elif len(faults) > FAULTS_ALLOWED:
+                    log.error("a delivery to %s is left unacked, a person has to look: %s", COORDINATOR, named(error))
+                    break
             else:
                 if await delivery.ack():
                     reach("coordinator.after_ack")

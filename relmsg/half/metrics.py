@@ -40,6 +40,9 @@ class CoordinatorMetrics:
         self._malformed = Counter(
             "relmsg_half_malformed", "Deliveries that went to the error queue", registry=self.registry
         )
+        self._faults = Counter(
+            "relmsg_half_internal_errors", "Deliveries over which relmsg itself failed", registry=self.registry
+        )
         for outcome in OUTCOMES.values():
             self._outcomes.labels(outcome)
         for answer in Answer:
@@ -74,6 +77,10 @@ class CoordinatorMetrics:
     def malformed(self) -> None:
         """A delivery that is none of the protocol is confirmed in the error queue."""
         self._malformed.inc()
+
+    def failed(self) -> None:
+        """Carrying out a delivery met a fault in relmsg."""
+        self._faults.inc()
 
     def measured(self, figures: Figures) -> None:
         """How it stands in the table now."""

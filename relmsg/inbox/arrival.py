@@ -12,7 +12,7 @@ from relmsg.inbox.attempt import Task
 from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES, decompressed
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
-from relmsg.inbox.outcome import REASONS, Failed
+from relmsg.inbox.outcome import REASONS, Failed, Reason
 from relmsg.inbox.registry import Registry
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
@@ -49,9 +49,11 @@ def arrived(
     encryption: Encryption | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> Arrival:
-    """Find the handler of a delivery, its identity, and what the handler will be given."""
+    """Find the handler of a delivery, its identity, and what the handler will be given. Raises nothing: what goes wrong
+    is why the delivery is refused."""
     arrival = Arrival(delivery, name)
     message = delivery.message
+    otherwise: Reason = "internal_error"
     try:
         if delivery.fault is not None:
             raise Undecodable(f"a property or header cannot be read: {named(delivery.fault)}") from delivery.fault
@@ -62,12 +64,13 @@ def arrived(
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)
         message = decompressed(message, max_body_bytes)
+        otherwise = "undecodable"  # a model's own validator may raise anything, a Rust panic as well
         event = copy_context().run(handler.decode, message)  # a model's validator may set context variables
         arrival.task = Task(handler, message, identity, event, delivery.redelivered)
     except Unhandleable as error:
-        arrival.refused = Failed(error, REASONS[type(error)])
-    except BaseException as error:  # noqa: BLE001 - a model's own validator may raise anything, a Rust panic as well
-        arrival.refused = Failed(error, "undecodable")
+        arrival.refused = Failed(error, REASONS.get(type(error), otherwise))
+    except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it
+        arrival.refused = Failed(error, otherwise)
     if arrival.task is None:
         arrival.alone = True
     return arrival

@@ -23,6 +23,7 @@ from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.gate import Gate
+from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 2.0
 LOSSES_ALLOWED = 3
+FAULTS_ALLOWED = 3  # a lost connection can look like one
 CONTENTION_SECONDS = 300.0
 CONTENTION_BASE_SECONDS = 0.05
 CONTENTION_CAP_SECONDS = 5.0
@@ -111,9 +113,9 @@ class Attempts:
         spent. The budget is for the waits between attempts; what the attempts themselves take has its own timeout.
         Contention spends no attempt: it is tried again, with backoff, for CONTENTION_SECONDS; that of our own
         statements for as long as it lasts. A message whose handler has lost its connection LOSSES_ALLOWED times, while
-        the database answered others, has failed.
+        the database answered others, has failed; so has one that has met a fault of ours FAULTS_ALLOWED times.
         """
-        retry, waited, attempt, met, losses = task.handler.retry, 0.0, 1, 0, 0
+        retry, waited, attempt, met, losses, faults = task.handler.retry, 0.0, 1, 0, 0, 0
         met_at: float | None = None
 
         async def once() -> Attempted:
@@ -140,6 +142,11 @@ class Attempts:
                 return replace(outcome, attempts=attempt)
             elif not isinstance(outcome, Failed):
                 return outcome
+            elif outcome.reason == "internal_error":
+                faults += 1
+                if faults >= FAULTS_ALLOWED:
+                    return replace(outcome, attempts=attempt)
+                delay = full_jitter(faults, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
             else:
                 wait = retry.delay(attempt, outcome.error, waited, self._chance)
                 if wait is None:
@@ -161,9 +168,11 @@ class Attempts:
     async def once(self, task: Task) -> Attempted:
         """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
 
-        Any failure of *our* statements is the database's trouble: Unsettled, or Contended where another transaction was
-        in the way. A connection that is lost while the handler runs or while we commit is Lost if the database answers
-        at once on another one, otherwise Unsettled; that commit may have happened, and then the next attempt is a
+        A failure of *our* statements is the database's trouble: Unsettled, or Contended where another transaction was
+        in the way. Where the database answers others, and only this message's values or a fault of ours can be the
+        reason, it is Failed with ``internal_error``. A connection that is lost while the handler runs or while we
+        commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may have
+        happened, and then the next attempt is a
         Duplicate. A handler that ran out of time while the database was silent is Unsettled too.
         """
         try:
@@ -172,7 +181,11 @@ class Attempts:
         except BaseException as error:  # whatever it is, the message has no part in it
             if is_stop(error):
                 raise
-            return Contended(error, ours=True) if is_contention(error) else Unsettled(error)
+            if is_contention(error):
+                return Contended(error, ours=True)
+            if concerns_message(error) and await answers(self._sessions):
+                return Failed(error, "internal_error")
+            return Unsettled(error)
         if isinstance(outcome, Handled):
             reach("consumer.after_commit")
         elif isinstance(outcome, Unsettled) and task.lost and await answers(self._sessions):

@@ -20,6 +20,7 @@ from relmsg.failpoint import reach
 from relmsg.inbox.attempt import Task, asked, excused, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called
 from relmsg.inbox.deadline import Deadline
+from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -71,7 +72,9 @@ class Groups:
         except BaseException as error:  # our own statements: no message has a part in it
             if is_stop(error):
                 raise
-            return Failed(error, "handler_failed") if is_contention(error) else Unsettled(error)
+            if is_contention(error) or concerns_message(error):  # alone it is seen with which message
+                return Failed(error, "handler_failed")
+            return Unsettled(error)
         if isinstance(outcome, Committed):
             reach("consumer.after_commit")
         return await excused(outcome, self._sessions, tasks[0].silent) if isinstance(outcome, Failed) else outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Literal, NamedTuple, TypeAlias
 
+from relmsg.amqp.moved_ids import fitting_id
 from relmsg.errors import MissingMessageId
 from relmsg.message import Message, canonical_id
 
@@ -26,7 +27,8 @@ class Identity(NamedTuple):
 def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity:
     """The identity of a received message. A UUID has the same identity in each of its spellings.
 
-    Without an id that PostgreSQL can store, ``missing_id`` decides: ``"reject"`` refuses the message; ``"hash"`` makes
+    An id over 255 bytes, as AMQP 1.0 may carry, counts by its hash. Without an id that PostgreSQL can store,
+    ``missing_id`` decides: ``"reject"`` refuses the message; ``"hash"`` makes
     an id from where it was published to, its type, body, timestamp and correlation id. Two messages that agree in all
     of these are then *taken for one*, so use it where publishers send no ids and never mean the same thing twice.
 
@@ -37,7 +39,7 @@ def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity
         raise MissingMessageId("the message's app_id holds a NUL character, so its id cannot be remembered")
     message_id = str(message.id)
     if message_id and "\0" not in message_id:
-        return Identity(consumer, source, canonical_id(message_id))
+        return Identity(consumer, source, fitting_id(canonical_id(message_id)))
     if missing_id == "hash":
         return Identity(consumer, source, content_id(message))
     what = "holds a NUL character" if message_id else "is missing"

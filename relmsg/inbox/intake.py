@@ -15,7 +15,7 @@ from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.lines import Line
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import Duplicate, Handled
+from relmsg.inbox.outcome import Duplicate, Failed, Handled
 from relmsg.inbox.pace import Pace
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.together import STOPPED, Together
@@ -101,11 +101,22 @@ class Intake:
                     self._encryption,
                     self._max_body_bytes,
                 )
-                self._dispatcher.put(self._line(delivery.queue, arrival.handler), arrival)
+                self._put(arrival)
             except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it
                 self._metrics.settled(self._name, delivery.queue, STOPPED)
                 self._give_back_soon([delivery])
                 self._fault(error)
+
+    def _put(self, arrival: Arrival) -> None:
+        """Have it handled; where its line cannot be found, it ends like any other that cannot be handled."""
+        queue = arrival.delivery.queue
+        try:
+            line = self._line(queue, arrival.handler)
+        except Exception as error:  # noqa: BLE001 - a fault of ours, which concerns this message alone
+            arrival.task, arrival.handler, arrival.alone = None, None, True
+            arrival.refused = Failed(error, "internal_error")
+            line = self._line(queue, None)
+        self._dispatcher.put(line, arrival)
 
     def _line(self, queue: str, handler: Handler | None) -> Line[Arrival]:
         key = (queue, handler.type if handler is not None else "")

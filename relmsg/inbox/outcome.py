@@ -26,6 +26,7 @@ Reason: TypeAlias = Literal[
     "untrusted",
     "killed_worker",
     "connection_lost",
+    "internal_error",
 ]
 
 

@@ -16,8 +16,9 @@ from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
+from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.identity import Identity
-from relmsg.inbox.outcome import Attempted, Contended, Duplicate, Handled, Unsettled
+from relmsg.inbox.outcome import Attempted, Contended, Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import Store
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,8 @@ class Starts:
         try:
             async with answering(ANSWER_SECONDS), self._sessions() as session:
                 return 1 + await self._store.starts(session, identity)
-        except Exception as error:  # noqa: BLE001 - our own statement: never the message's fault
-            return Unsettled(error)
+        except Exception as error:  # noqa: BLE001 - our own statement
+            return 1 if concerns_message(error) else Unsettled(error)
 
     async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
         """Make an attempt with its start recorded. It stays recorded only if this process does not live to see its end.
@@ -54,7 +55,9 @@ class Starts:
         try:
             await self._begin(identity)
         except Exception as error:  # noqa: BLE001 - as above
-            return Contended(error, ours=True) if is_contention(error) else Unsettled(error)
+            if is_contention(error):
+                return Contended(error, ours=True)
+            return Failed(error, "internal_error") if concerns_message(error) else Unsettled(error)
         try:
             outcome = await attempt()
         except asyncio.CancelledError:
@@ -70,7 +73,9 @@ class Starts:
             async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.forget_starts(session, identity)
         except Exception as error:  # noqa: BLE001 - as above
-            return Unsettled(error)
+            if not concerns_message(error):
+                return Unsettled(error)
+            log.error("the starts of message %s cannot be forgotten: %s", identity.message_id, brief(error))
         self._owed.discard(identity)
         return Forgotten()
 

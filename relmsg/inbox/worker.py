@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from relmsg.broker.error_exchange import CopyRefused, ErrorExchange
 from relmsg.broker.receipt import Confirmed
 from relmsg.errors import KilledWorker
+from relmsg.exceptions import stack_of, trace_of
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
 from relmsg.inbox.attempt import Around, Attempts, may_take
 from relmsg.inbox.gate import Gate
+from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import Attempted, DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 from relmsg.message import canonical_id
+from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,16 @@ class _Journey:
         self._waits = waits
 
     async def outcome(self) -> Outcome:
+        """What becomes of the delivery. An exception that concerns this message alone, by a fault of ours or in what we
+        call, is an outcome too."""
+        try:
+            return await self._attempted()
+        except BaseException as error:
+            if not concerns_message(error):
+                raise
+            return Failed(error, "internal_error")
+
+    async def _attempted(self) -> Outcome:
         """Count the starts of what was delivered before, then attempt."""
         worker, task = self._worker, self._arrival.task
         if task is None:
@@ -144,6 +157,9 @@ class _Journey:
             )
             return False
         worker.metrics.failed(consumer, delivery.queue, failed.reason)
+        if failed.reason == "internal_error":
+            trace = stack_of if is_secret(delivery.message.headers, failed.error) else trace_of
+            log.error("message %s from %s met a fault in relmsg\n%s", message_id, delivery.queue, trace(failed.error))
         if identity is not None and delivery.redelivered:
             await worker.database.until_settled(lambda: worker.starts.forget(identity))
         return True

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from relmsg.broker import cut_copy, error_exchange
+from relmsg.broker.delivery import Delivery
 from relmsg.broker.wire import Publication
 from relmsg.inbox.inbox import Inbox
 from relmsg.message import Message
@@ -89,15 +91,19 @@ async def test_a_message_of_which_no_copy_is_taken_waits_alone(
     """The broker refuses every copy of one message: it stays unacked and is counted; good ones and other failures go
     on, the consumer is ready, and at its end the message is in its queue."""
 
-    def damaged(copy: Publication) -> Publication:
+    def damaged(delivery: Delivery, copy: Publication) -> Publication:
         """A content header of another class: the broker answers with 505 or 501."""
-        if not copy.message_id.startswith("bad alone"):
+        if delivery.message.id != "bad alone":
             return copy
         return copy._replace(header=b"\x00\x0a" + copy.header[2:])
 
     real, smaller = error_exchange.ErrorExchange.copy, cut_copy.smaller_copies
-    monkeypatch.setattr(error_exchange.ErrorExchange, "copy", lambda *given: damaged(real(*given)))
-    monkeypatch.setattr(error_exchange, "smaller_copies", lambda *given: map(damaged, smaller(*given)))
+
+    def all_smaller(delivery: Delivery, *rest: Any) -> Iterator[Callable[[], Publication]]:
+        return (lambda make=make: damaged(delivery, make()) for make in smaller(delivery, *rest))  # type: ignore[misc]
+
+    monkeypatch.setattr(error_exchange.ErrorExchange, "copy", lambda *given: damaged(given[1], real(*given)))
+    monkeypatch.setattr(error_exchange, "smaller_copies", all_smaller)
     await place(broker, "bad alone", "bad", *map(str, range(20)))
 
     def set_aside() -> None:
