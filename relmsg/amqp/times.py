@@ -7,13 +7,15 @@ string of milliseconds.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 MOST_SECONDS = 0xFFFFFFFF  # the year 2106; clients read a larger number as milliseconds
 MAX_DIGITS = 13  # of an expiration: three hundred years in milliseconds
 
 
+@lru_cache(maxsize=1024)
 def moment_of(number: int) -> datetime:
-    """The time a timestamp tells.
+    """The time a timestamp tells; those of messages that follow each other are mostly the same.
 
     :raises ValueError, OverflowError, OSError: it lies outside what Python knows, as microseconds do.
     """

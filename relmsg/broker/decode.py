@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from relmsg.amqp.remarks import Remarks
 from relmsg.broker.encode import (
@@ -57,10 +57,31 @@ class Properties(NamedTuple):
 
 
 NOTHING = Properties(None, None, NO_TABLE, None, None, None, None, None, None, None, None, None, None)
+Values: TypeAlias = tuple[
+    str | None,
+    str | None,
+    bytes,
+    int | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+    int | None,
+    str | None,
+    str | None,
+    str | None,
+    str | None,
+]
+"""Those of Properties without their names: a named tuple costs each message a call more."""
 
 
 def properties(header: bytes, *, errors: str = "strict") -> Properties:
-    """The properties in the payload of a content header frame.
+    """The properties in the payload of a content header frame; raises what ``values`` raises."""
+    return Properties(*values(header, errors))
+
+
+def values(header: bytes, errors: str = "strict") -> Values:
+    """The properties in the payload of a content header frame, in the order of ``Properties``.
 
     ``errors`` is what becomes of strings that are not UTF-8, as in ``bytes.decode``.
 
@@ -129,7 +150,7 @@ def properties(header: bytes, *, errors: str = "strict") -> Properties:
         position = end
     if position > len(data):
         raise ValueError("the content header breaks off in the middle of a property")
-    return Properties(
+    return (
         content_type,
         content_encoding,
         table,

@@ -13,7 +13,7 @@ from relmsg.amqp.moved_ids import MOVED_CORRELATION_ID, MOVED_IDS, MOVED_MESSAGE
 from relmsg.amqp.remarks import Remarks
 from relmsg.amqp.times import moment_of, span_of
 from relmsg.broker.acks import Ack, Nack
-from relmsg.broker.decode import properties, readable
+from relmsg.broker.decode import Values, readable, values
 from relmsg.broker.encode import KEY_HEADER
 from relmsg.broker.frame import BODY, END, END_OCTET, HEAD, HEADER, METHOD, OVERHEAD
 from relmsg.message import Message
@@ -26,26 +26,18 @@ ACK = struct.Struct(">HHQB")
 BASIC, BASIC_ACK, BASIC_NACK = 60, 80, 120
 REQUEUE = 2  # the second bit of a nack; the first is "multiple"
 
-# A frozen dataclass sets its fields by name, one call of object.__setattr__ each: over a microsecond more a message.
-_blank = Message.__new__
-_set: dict[str, Any] = {name: getattr(Message, name).__set__ for name in Message.__slots__}
-_set_type = _set["type"]
-_set_body = _set["body"]
-_set_exchange = _set["exchange"]
-_set_routing_key = _set["routing_key"]
-_set_ordering_key = _set["ordering_key"]
-_set_headers = _set["headers"]
-_set_id = _set["id"]
-_set_source = _set["source"]
-_set_content_type = _set["content_type"]
-_set_content_encoding = _set["content_encoding"]
-_set_correlation_id = _set["correlation_id"]
-_set_reply_to = _set["reply_to"]
-_set_expiration = _set["expiration"]
-_set_timestamp = _set["timestamp"]
-_set_priority = _set["priority"]
-_set_user_id = _set["user_id"]
-_set_redelivered = _set["redelivered"]
+
+class _Draft:
+    """A message whose fields are being set.
+
+    A frozen dataclass sets each of its fields by a call. This has the same slots, so that Python lets it become a
+    message once they are filled: a microsecond less.
+    """
+
+    __slots__ = Message.__slots__
+
+
+_blank = _Draft.__new__
 
 Arrived = Callable[[int, Message, "str | None", "Remarks | None"], None]
 """Told of each delivery: tag, the message, its expiration as it came, and remarks where there are any."""
@@ -155,7 +147,7 @@ def message_of(
     """
     remarks: Remarks | None = None
     try:
-        came = properties(header)
+        came: Values = values(header)
     except Exception as error:  # noqa: BLE001 - struct, index, value and Unicode errors: no content header as it should be
         remarks = Remarks()
         came = readable(header, error, remarks)
@@ -192,24 +184,25 @@ def message_of(
     if found and not found.keys().isdisjoint(MOVED_IDS):
         message_id = id_in(found, MOVED_MESSAGE_ID) or message_id
         correlation_id = id_in(found, MOVED_CORRELATION_ID) or correlation_id
-    message = _blank(Message)
-    _set_type(message, type_)
-    _set_body(message, body)
-    _set_exchange(message, exchange)
-    _set_routing_key(message, routing_key)
-    _set_ordering_key(message, key if key and isinstance(key, str) else None)
-    _set_headers(message, found)
-    _set_id(message, message_id or "")
-    _set_source(message, source)
-    _set_content_type(message, content_type)
-    _set_content_encoding(message, content_encoding)
-    _set_correlation_id(message, correlation_id)
-    _set_reply_to(message, reply_to)
-    _set_expiration(message, span_of(expiration) if expiration else None)
-    _set_timestamp(message, timestamp)
-    _set_priority(message, priority)
-    _set_user_id(message, user_id)
-    _set_redelivered(message, redelivered)
+    message: Any = _blank(_Draft)
+    message.type = type_
+    message.body = body
+    message.exchange = exchange
+    message.routing_key = routing_key
+    message.ordering_key = key if key and isinstance(key, str) else None
+    message.headers = found
+    message.id = message_id or ""
+    message.source = source
+    message.content_type = content_type
+    message.content_encoding = content_encoding
+    message.correlation_id = correlation_id
+    message.reply_to = reply_to
+    message.expiration = span_of(expiration) if expiration else None
+    message.timestamp = timestamp
+    message.priority = priority
+    message.user_id = user_id
+    message.redelivered = redelivered
+    message.__class__ = Message
     return message, expiration, remarks
 
 

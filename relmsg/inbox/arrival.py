@@ -35,9 +35,10 @@ class Arrival:
         self.identity: Identity | None = None
         self.task: Task | None = None
         self.refused: Failed | None = None
-        key = delivery.message.ordering_key
+        message = delivery.message
+        key = message.ordering_key
         self.key: Hashable | None = None if key is None else (delivery.queue, key)
-        self.alone = delivery.redelivered
+        self.alone = message.redelivered
 
 
 def arrived(
@@ -59,13 +60,17 @@ def arrived(
             raise Undecodable(f"a property or header cannot be read: {named(delivery.fault)}") from delivery.fault
         if trust is not None:
             trust.check(message, delivery.user_id)
-        message = opened(message, encryption)
+        if message.headers:
+            message = opened(message, encryption)
         handler = arrival.handler = registry.find(delivery.queue, message.type)
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)
-        message = decompressed(message, max_body_bytes)
-        otherwise = "undecodable"  # a model's own validator may raise anything, a Rust panic as well
-        event = copy_context().run(handler.decode, message)  # a model's validator may set context variables
+        if message.content_encoding:
+            message = decompressed(message, max_body_bytes)
+        event = None
+        if handler.parameters.decode is not None:
+            otherwise = "undecodable"  # a model's own validator may raise anything, a Rust panic as well
+            event = copy_context().run(handler.decode, message)  # ... and set context variables
         arrival.task = Task(handler, message, identity, event, delivery.redelivered)
     except Unhandleable as error:
         arrival.refused = Failed(error, REASONS.get(type(error), otherwise))

@@ -20,7 +20,7 @@ from relmsg.db.failures import is_away, is_contention, named
 from relmsg.errors import DatabaseAway
 from relmsg.exceptions import causes, type_name
 from relmsg.failpoint import reach
-from relmsg.inbox.call import Took, called
+from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handle.internal_error import concerns_message
@@ -207,8 +207,8 @@ class Attempts:
         task.lost = task.bookkeeping = task.silent = False
         ask = partial(asked, self._sessions)
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout, ask) as deadline:
-            call = partial(task.handler, task.message, session, task.event)
-            error = await called(task.handler, call, context, turn, deadline, self._metrics)
+            work = worked(task.handler, turn, task.message, session, task.event)
+            error = await called(task.handler, work, context, turn, deadline, self._metrics)
             if error is None and turn.is_lent:
                 error = await proven(task.handler, turn)
         task.silent = deadline.was_silent

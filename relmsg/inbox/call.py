@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.exceptions import causes, own, type_name
@@ -20,27 +20,22 @@ from relmsg.runtime.isolated import isolated
 
 async def called(
     handler: Handler,
-    call: Callable[[], Awaitable[object]],
+    work: Coroutine[Any, Any, object],
     context: Context,
     turn: HandlersTurn,
     deadline: Deadline,
     metrics: Metrics,
 ) -> BaseException | None:
-    """Let the handler do its work in ``context``; what it raised, or what makes its work impossible to commit.
+    """Let the handler do its ``work`` in ``context``; what it raised, or what makes its work impossible to commit.
 
     Its time, which ends at the deadline, is that of its own code and of writing what it left in the session.
     """
-
-    async def work() -> None:
-        await call()
-        if not turn.is_untouched():
-            await turn.check()
 
     stopped = False
     began = time.perf_counter()
     deadline.begin()
     try:
-        error = await isolated(work(), context)
+        error = await isolated(work, context)
     finally:
         stopped = deadline.end()
         metrics.took(handler, time.perf_counter() - began)
@@ -55,6 +50,13 @@ async def called(
         cancelled.__cause__ = error
         return cancelled
     return None if error is None else turn.explained(error)
+
+
+async def worked(call: Callable[..., Awaitable[object]], turn: HandlersTurn, *given: Any) -> None:
+    """The work of a handler: call it with what it is given, and write what it left in the session."""
+    await call(*given)
+    if not turn.is_untouched():
+        await turn.check()
 
 
 def _readable(error: BaseException) -> BaseException:

@@ -53,7 +53,8 @@ class Dispatcher(Generic[T]):
     def put(self, line: Line[T], item: T) -> None:
         """Take a message; returns at once. What comes in one turn of the event loop can go into one group."""
         self._lines.put(line, item)
-        self._fill_soon()
+        if self._soon is None:
+            self._fill_soon()
 
     @property
     def count(self) -> int:

@@ -18,7 +18,7 @@ from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
 from relmsg.inbox.attempt import Task, asked, excused, idle_limit, judged, patience, proven
-from relmsg.inbox.call import Took, called
+from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.handler import Handler
@@ -136,16 +136,17 @@ class Groups:
     ) -> tuple[int, BaseException | None]:
         """Run them one after another, or once for all; how many have been handled, and the error that ended it."""
         if handler.takes_lists:
-            call = partial(handler.call, [each.message for each in fresh], session, [each.event for each in fresh])
-            error = await called(handler, call, copy_context(), turn, deadline, self._metrics)
+            messages, events = [each.message for each in fresh], [each.event for each in fresh]
+            work = worked(handler.call, turn, messages, session, events)
+            error = await called(handler, work, copy_context(), turn, deadline, self._metrics)
             reach("consumer.inside_group")
             return (len(fresh) if error is None else 0), error
         enough = self._clock.monotonic() + OVERRUN_SECONDS
         for done, task in enumerate(fresh):
             if done and self._clock.monotonic() > enough:
                 return done, None
-            call = partial(handler, task.message, session, task.event)
-            error = await called(handler, call, copy_context(), turn, deadline, self._metrics)
+            work = worked(handler, turn, task.message, session, task.event)
+            error = await called(handler, work, copy_context(), turn, deadline, self._metrics)
             if error is not None:
                 return done, error
             if turn.has_objects():

@@ -70,10 +70,10 @@ class Handler:
 
     def _given(self, message: Any, session: AsyncSession, event: Any) -> Awaitable[object]:
         wanted, supplied = self.parameters, {MESSAGE: message, SESSION: session, EVENT: event}
-        return self.function(
-            *[supplied[kind] for kind in wanted.positional],
-            **{name: supplied[kind] for name, kind in wanted.keywords},
-        )
+        positional = [supplied[kind] for kind in wanted.positional]
+        if not wanted.keywords:
+            return self.function(*positional)
+        return self.function(*positional, **{name: supplied[kind] for name, kind in wanted.keywords})
 
 
 MESSAGE, SESSION, EVENT = "message", "session", "event"

@@ -68,10 +68,22 @@ class Line(Generic[T]):
     def take(self) -> list[tuple[int, T]]:
         """The next unit, each message with its number: a group, or one message alone."""
         self.due = None
+        if not self._heads:
+            return self._take_free()
         size, items = self.pace.size, [self._pop()]
         if not items[0][1].alone:
             while len(items) < size and (first := self._first()) is not None and not first.alone:
                 items.append(self._pop())
+        return items
+
+    def _take_free(self) -> list[tuple[int, T]]:
+        """The next unit where no message with a key may go on."""
+        size, free = self.pace.size, self._free
+        items = [free.popleft()]
+        if not items[0][1].alone:
+            while free and len(items) < size and not free[0][1].alone:
+                items.append(free.popleft())
+        self.ready -= len(items)
         return items
 
     def add_free(self, number: int, item: T) -> None:
@@ -129,13 +141,14 @@ class Line(Generic[T]):
 class Unit(Generic[T]):
     """Messages of one line under way together."""
 
-    __slots__ = ("has_place", "items", "keys", "line", "numbers")
+    __slots__ = ("has_place", "items", "keys", "line", "numbered")
 
     def __init__(self, line: Line[T], numbered: list[tuple[int, T]]) -> None:
         self.line = line
+        self.numbered = numbered
         self.items = [item for _, item in numbered]
-        self.numbers = [number for number, _ in numbered]
-        self.keys: set[Hashable] = {item.key for item in self.items if item.key is not None}
+        self.keys: set[Hashable] = {item.key for item in self.items}
+        self.keys.discard(None)
         self.has_place = True
 
 
@@ -253,7 +266,7 @@ class Lines(Generic[T]):
         self.vacate(unit)
         self.count -= len(unit.items)
         back = list(back)
-        numbers = dict(zip(map(id, unit.items), unit.numbers, strict=True)) if back else {}
+        numbers = {id(item): number for number, item in unit.numbered} if back else {}
         for item in reversed(back):
             self.count += 1
             number = numbers[id(item)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, WeakSet
@@ -70,6 +71,9 @@ class HandlersTurn:
         self._ours = transaction
         self._connection = connection
         self._refused = False
+        driver: Any = connection.connection.driver_connection
+        # asyncpg; other drivers cannot be asked
+        self._in_transaction: Callable[[], bool] | None = getattr(driver, "is_in_transaction", None)
         self.is_lent = False
         """Whether a handler has asked the session for its connection: then ``prove`` before the commit."""
         self.database_error: BaseException | None = None
@@ -94,7 +98,14 @@ class HandlersTurn:
 
     def is_untouched(self) -> bool:
         """Whether ``check`` would find nothing, which is most often so and told without a coroutine of its own."""
-        return self.database_error is None and self._ours.is_active and not self._is_ended() and not self.has_objects()
+        return (
+            self.database_error is None
+            and not self._refused
+            and self._sync.get_transaction() is self._ours
+            and self._ours.is_active
+            and (self._in_transaction is None or self._in_transaction())
+            and not self.has_objects()
+        )
 
     async def check(self) -> None:
         """Write what is pending, and see whether our commit would still commit everything.
