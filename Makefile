@@ -15,6 +15,8 @@ LOCAL  := $(BIN)/python compose/local.py
 WORKERS := -n auto --dist worksteal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, each of the hundreds of processes that the tests start compiles relmsg anew: half a second of its two.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test lowest plain newest bench bench-scale check lint types layers services clean
 
