@@ -176,6 +176,13 @@ def waited_for(error: BaseException) -> DatabaseAway | None:
     return DatabaseAway(str(meant or f"PostgreSQL refuses a statement of relmsg: {_line(error)}"))
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Whether a statement of ours was refused for what it writes, by a constraint or a trigger of the user's: for
+    other rows the same statement may pass. Takes DatabaseAway as ``waited_for`` makes it."""
+    told = error.__cause__ if isinstance(error, DatabaseAway) else error
+    return told is not None and not isinstance(told, DatabaseAway) and failure_kind(told) is THEIRS
+
+
 @contextmanager
 def translated(url: str | URL | None = None) -> Iterator[None]:
     """Raise what ``translate`` makes of an exception in its place, with the exception as its cause."""

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.database import READ_COMMITTED
-from relmsg.db.failures import waited_for
+from relmsg.db.failures import is_refusal, waited_for
 from relmsg.db.pooler import behind_pooler
 from relmsg.db.search_path import SET_LOCAL, is_set_by_statement
 from relmsg.errors import DatabaseAway
@@ -32,7 +32,8 @@ PLANNED_ONCE = (
 class Driver:
     """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
 
-    After an error the connection is thrown away and the next statement gets a new one. Every statement has a deadline:
+    After an error the connection is thrown away and the next statement gets a new one, unless a constraint or a trigger
+    of the user's has refused the statement. Every statement has a deadline:
     asyncpg itself would wait for ever for a server that is frozen.
 
     ``planning`` is PLANNED_EACH_TIME: a statement that was planned for an empty table would otherwise keep a sequential
@@ -79,7 +80,8 @@ class Driver:
                 await self._drop()
                 raise DatabaseAway(f"PostgreSQL did not answer within {self._deadline:g} s") from error
             except Exception as error:
-                await self._drop()
+                if self._pooled or not is_refusal(error):  # a refusal leaves the connection as it was
+                    await self._drop()
                 meant = waited_for(error)
                 if meant is None or meant is error:
                     raise

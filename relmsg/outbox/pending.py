@@ -195,6 +195,10 @@ class Pending:
         for row_id in ids:
             self._confirmed.pop(row_id, None)
 
+    def undeletable(self, row_id: int) -> int | None:
+        """A confirmed row that the table does not let go; its slot, or None if it is not confirmed."""
+        return self._confirmed.pop(row_id, None)
+
     def park(self, row_id: int, slot: int) -> None:
         """A row that is to be parked; its id stays known until ``parked``."""
         if row_id not in self._parking:

@@ -136,6 +136,8 @@ class Relay:
                 self._duties.measure(),
                 self._settler.keep_probing(),
                 self._notes.keep_writing(),
+                self._notes.keep_trying(),
+                self._deletes.keep_trying(),
             ]
             if settings.listen:
                 works.append(self._listener(stack, engine).run())
@@ -195,10 +197,10 @@ class Relay:
         self._channel = ConfirmChannel(publishing, window=settings.window, deadline=settings.confirm_deadline)
         positions = Positions()
         self._publishing = publishing
-        self._deletes = Deletes(
-            self._store, self._pending, progress=self._progress, clock=self._clock, database=self._database
-        )
         self._notes = Notes(self._store, self._pending, clock=self._clock, database=self._database)
+        self._deletes = Deletes(
+            self._store, self._pending, self._notes, progress=self._progress, clock=self._clock, database=self._database
+        )
         self._settler = Settler(
             self._store,
             self._pending,

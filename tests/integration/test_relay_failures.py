@@ -141,7 +141,10 @@ async def test_whatever_a_statement_of_the_relay_meets_is_waited_for(
         await eventually(done, within=20)
 
         async def said() -> None:
-            assert told(caplog) == ["WARNING", "INFO"]
+            lines = told(caplog)
+            assert lines == ["WARNING", "INFO"] * (len(lines) // 2)
+            # A refusal for the sake of one row is no outage: what came before and after it are two.
+            assert 2 <= len(lines) <= (24 if statement in ("park", "note") else 2)
 
         await eventually(said)
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from relmsg.outage import Outage
 from relmsg.outbox.deletes import FEW, FEW_SECONDS, Deletes
+from relmsg.outbox.notes import Notes
 from relmsg.outbox.pending import Pending
 from relmsg.outbox.progress import Progress
 from tests.unit.test_pending import row
@@ -49,7 +51,9 @@ async def turns() -> None:
 @pytest.fixture
 async def deleting() -> Any:
     table, clock, pending = Table(), Waited(), Pending()
-    deletes = Deletes(table, pending, progress=Progress(0.0, stall_seconds=30), clock=clock)  # type: ignore[arg-type]
+    given: Any = table
+    notes = Notes(given, pending, clock=clock, database=Outage("PostgreSQL"))
+    deletes = Deletes(given, pending, notes, progress=Progress(0.0, stall_seconds=30), clock=clock)
     task = asyncio.create_task(deletes.keep_deleting())
     yield deletes, table, clock
     task.cancel()

@@ -79,8 +79,10 @@ class Bench:
         database, broker = Outage("PostgreSQL"), Outage("RabbitMQ")
         self.progress = Progress(0.0, stall_seconds=30)
         table: Any = self.table
-        self.deletes = Deletes(table, self.pending, progress=self.progress, clock=self.clock, database=database)
         self.notes = Notes(table, self.pending, clock=self.clock, database=database)
+        self.deletes = Deletes(
+            table, self.pending, self.notes, progress=self.progress, clock=self.clock, database=database
+        )
         self.health = Health(
             self.pending,
             self.holds,
