@@ -9,7 +9,7 @@ from sqlalchemy import URL, event
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from relmsg.db.login import Login, normalised
-from relmsg.db.pooler import Connector
+from relmsg.db.pooler import UNTIL_VANISHED, Connector
 from relmsg.db.search_path import SEARCH_PATH, SearchPath, is_set_by_statement
 
 __all__ = ["CONNECT_SECONDS", "READ_COMMITTED", "create_engine", "normalised", "place", "read_committed_sessions"]
@@ -28,10 +28,12 @@ def create_engine(url: str | URL | Callable[[], str], **options: Any) -> AsyncEn
 
     Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
     connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
-    ``application_name``. ``sslmode``, ``sslrootcert``, ``sslcert``, ``sslkey`` and ``sslcrl`` in the URL mean what they
-    mean to libpq. A function is asked for the URL before each new connection, and the files are read anew: for what is
-    rotated. The same URL works directly and through PgBouncer, in session and in transaction mode. Nothing is connected
-    yet.
+    ``application_name``. It asks the server to end a session whose network is silent for
+    60 s, and one that is idle in a transaction for as long.
+
+    ``sslmode``, ``sslrootcert``, ``sslcert``, ``sslkey`` and ``sslcrl`` in the URL mean what they mean to libpq. A
+    function is asked for the URL before each new connection, and the files are read anew: for what is rotated. The same
+    URL works directly and through PgBouncer, in session and in transaction mode. Nothing is connected yet.
 
     :raises SettingsError: for a URL of another kind, for a file that is not there, and for a plain connection over a
         network where ``RELMSG_REQUIRE_TLS`` is on; otherwise such a one is warned of once.
@@ -46,6 +48,7 @@ def create_engine(url: str | URL | Callable[[], str], **options: Any) -> AsyncEn
     connect_args.setdefault("timeout", CONNECT_SECONDS)
     connect_args["server_settings"] = {
         "application_name": str(name),
+        **UNTIL_VANISHED,
         **connect_args.get("server_settings", {}),
         "search_path": SEARCH_PATH,
     }

@@ -18,6 +18,15 @@ from relmsg.exceptions import text_of
 log = logging.getLogger(__name__)
 
 UNSUPPORTED = "unsupported startup parameter"  # PgBouncer's words
+# So that the server ends a session whose process, host or network has vanished, and frees what it holds: it notices the
+# silence of the network after 60 s. No transaction of ours on these sessions waits for anything but the database.
+UNTIL_VANISHED = {
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+    "idle_in_transaction_session_timeout": "60000",
+}
 ALWAYS_TAKEN = ("application_name", "client_encoding", "datestyle", "timezone")
 
 
@@ -74,7 +83,8 @@ class Connector:
                 if not refused:
                     raise
                 self._refused = True
-                if left_out := sorted(refused - {"search_path"}):  # each transaction sets that one (search_path.py)
+                # Each transaction sets the search_path (search_path.py), and the pooler's sessions are the pooler's.
+                if left_out := sorted(refused - {"search_path", *UNTIL_VANISHED}):
                     log.warning(
                         "%s: this pooler takes no startup parameters, so %s are not set; set them for the role: "
                         "ALTER ROLE … SET",

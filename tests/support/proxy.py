@@ -45,6 +45,10 @@ class Direction:
         """Let exactly ``count`` more bytes arrive, then end the connection that brings the next ones; once."""
         self._left = count
 
+    async def opened(self) -> None:
+        """Wait until it is no black hole."""
+        await self._open.wait()
+
     async def admit(self, data: bytes) -> tuple[bytes, bool]:
         """What of ``data`` goes on, and whether the connection ends there."""
         await self._open.wait()
@@ -163,6 +167,7 @@ async def _pump(
                 onward.close()  # not a RST: what was let through must arrive
                 _abort(back)
                 return
+        await direction.opened()  # the end is not told either
         if onward.can_write_eof():
             onward.write_eof()
 
