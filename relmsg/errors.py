@@ -34,6 +34,7 @@
     │   └── HalfOfAnotherGroup         a decision from a group, or a login, that has not prepared it
     ├── InboxEnded                     an inbox inside an application ended, though nobody had asked it to
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
+    ├── UnreadableMessages             messages in an error queue that end the connection of whoever reads them
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
         ├── MissingMessageId · UnknownType · Undecodable · Undecryptable · Untrusted
@@ -182,6 +183,10 @@ class BrokerRefused(RelmsgError):
         super().__init__(f"the broker refused ({reply_code}): {reply_text}")
         self.reply_code = reply_code
         self.reply_text = reply_text
+
+
+class UnreadableMessages(RelmsgError):
+    """Some messages end the connection of whoever reads them; all others were read."""
 
 
 class TopologyMismatch(RelmsgError):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from relmsg.broker import error_headers as names
-from relmsg.broker.error_reader import Unacked
+from relmsg.broker.unacked import Unacked
 from relmsg.message import canonical_id
 
 BY_BROKER = "dead-lettered by the broker"

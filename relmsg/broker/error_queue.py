@@ -8,9 +8,9 @@ source queue. Stopped between the two, a message is in both queues, under one id
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 from pamqp.commands import Basic
 
@@ -22,13 +22,17 @@ from relmsg.broker.declare import differences, queue_exists
 from relmsg.broker.envelope import MAX_EXPIRATION_MS
 from relmsg.broker.error_entry import ErrorEntry, ErrorFilter, entry_of, text_of
 from relmsg.broker.error_headers import strip
-from relmsg.broker.error_reader import Reader, Unacked, reading
+from relmsg.broker.error_reader import AnyReader, ReadingEnded, reading
+from relmsg.broker.one_by_one import Unreadable, one_by_one, returned
 from relmsg.broker.receipt import Confirmed
+from relmsg.broker.unacked import Unacked
 from relmsg.broker.wire import PERSISTENT, Publication, copy_of
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import AccessRefused, InvalidMessage, UsageError
+from relmsg.errors import AccessRefused, InvalidMessage, UnreadableMessages, UsageError
 from relmsg.message import Message
 from relmsg.topology import ERROR_SUFFIX, error_queue
+
+T = TypeVar("T")
 
 BATCH = 100  # messages that are published and not yet acked: so many can be doubled by a SIGKILL
 ROUTING = ("CC", "BCC")  # RabbitMQ reads these as further routing keys of a publish
@@ -47,18 +51,30 @@ class ErrorQueue:
     """The error queue of ``source``. Open it with ``ErrorQueue.of``.
 
     Messages are read with tolerance: what cannot be read of one is left out or repaired, the entry tells it, and the
-    others are not concerned. Only where bulk frames are switched off (``RELMSG_BULK=off``) such a message ends the
-    connection (reliability B1): then BrokerAway is raised again and again.
+    others are not concerned. Still there are messages that end the connection of everyone who reads them: RabbitMQ 4
+    cannot deliver some of AMQP 1.0's. After such a loss the messages are read one by one, and those at fault stay where
+    they are. ``unreadable`` is then told of them; without it, what was asked for is done for all others, and
+    UnreadableMessages is raised in the end. In a classic queue nothing behind the first of them can be reached.
     """
 
-    def __init__(self, connection: Connection, source: str, *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        source: str,
+        *,
+        clock: Clock | None = None,
+        unreadable: Callable[[Unreadable], None] | None = None,
+    ) -> None:
         self.source = source
         self.name = source + ERROR_SUFFIX
         self._connection = connection
         self._clock = clock or SystemClock()
+        self._unreadable = unreadable or _raise
 
     @classmethod
-    async def of(cls, connection: Connection, queue: str) -> Self:
+    async def of(
+        cls, connection: Connection, queue: str, *, unreadable: Callable[[Unreadable], None] | None = None
+    ) -> Self:
         """The error queue of ``queue``; its own name, ``<queue>.errors``, is taken as well.
 
         Only queues of such a name are ever read here: a slip of the pen must not empty a queue that is at work.
@@ -67,9 +83,9 @@ class ErrorQueue:
         :raises BrokerAway: no answer.
         """
         if queue.endswith(ERROR_SUFFIX) and await queue_exists(connection, queue):
-            return cls(connection, queue.removesuffix(ERROR_SUFFIX))
+            return cls(connection, queue.removesuffix(ERROR_SUFFIX), unreadable=unreadable)
         if await queue_exists(connection, queue + ERROR_SUFFIX):
-            return cls(connection, queue)
+            return cls(connection, queue, unreadable=unreadable)
         if await queue_exists(connection, queue):
             raise UsageError(
                 f"queue {queue!r} has no error queue: {queue + ERROR_SUFFIX!r} is made when its consumer first starts, "
@@ -109,22 +125,29 @@ class ErrorQueue:
         the order of so many is not kept.
 
         :raises BrokerAway: the connection was lost; everything is back in the queue.
+        :raises UnreadableMessages: unless ``unreadable`` is told.
         """
-        found: list[ErrorEntry] = []
-        async with reading(self._connection, self.name, self._clock) as reader:
+
+        async def look(reader: AnyReader) -> list[ErrorEntry]:
+            found: list[ErrorEntry] = []
             while (limit is None or len(found) < limit) and (delivered := await reader.next()) is not None:
                 entry = entry_of(delivered, self.source)
                 if wanted.matches(entry):
                     found.append(entry)
-        return found
+            return found
+
+        return await self._read(look)
 
     async def count(self, wanted: ErrorFilter) -> int:
         """How many entries match; otherwise like ``browse``, without keeping any of them in memory."""
-        matching = 0
-        async with reading(self._connection, self.name, self._clock) as reader:
+
+        async def look(reader: AnyReader) -> int:
+            matching = 0
             while (delivered := await reader.next()) is not None:
                 matching += wanted.matches(entry_of(delivered, self.source))
-        return matching
+            return matching
+
+        return await self._read(look)
 
     async def requeue(
         self,
@@ -153,23 +176,28 @@ class ErrorQueue:
         """
         size = BATCH if rate is None else max(1, min(BATCH, int(rate / 4)))
         stayed: list[Stayed] = []
+        tried = 0
         publisher = ConfirmChannel(self._connection)
+
+        async def send(reader: AnyReader) -> None:
+            nonlocal tried
+            stayed.clear()  # after a loss they come again
+            left = reader.present if limit is None else limit - tried
+            while left > 0 and (batch := await self._batch(reader, wanted, min(size, left, reader.most_at_once))):
+                left -= len(batch)
+                began = self._clock.monotonic()
+                for delivered, entry, reason in await self._send(publisher, batch, any_origin=any_origin, lossy=lossy):
+                    if reason is not None:
+                        stayed.append(Stayed(entry, reason))
+                        continue
+                    await reader.ack(delivered)
+                    tried += 1
+                    moved(entry)
+                if rate is not None and left > 0:
+                    await self._clock.sleep(max(0.0, len(batch) / rate - (self._clock.monotonic() - began)))
+
         try:
-            async with reading(self._connection, self.name, self._clock) as reader:
-                left = reader.present if limit is None else limit
-                while left > 0 and (batch := await self._batch(reader, wanted, min(size, left))):
-                    left -= len(batch)
-                    began = self._clock.monotonic()
-                    for delivered, entry, reason in await self._send(
-                        publisher, batch, any_origin=any_origin, lossy=lossy
-                    ):
-                        if reason is not None:
-                            stayed.append(Stayed(entry, reason))
-                            continue
-                        await reader.ack(delivered)
-                        moved(entry)
-                    if rate is not None and left > 0:
-                        await self._clock.sleep(max(0.0, len(batch) / rate - (self._clock.monotonic() - began)))
+            await self._read(send)
         finally:
             await publisher.close()
         return stayed
@@ -181,15 +209,44 @@ class ErrorQueue:
 
         :raises BrokerAway: the connection was lost; some may be removed already.
         """
-        async with reading(self._connection, self.name, self._clock) as reader:
-            left = reader.present if limit is None else limit
+        done = 0
+
+        async def take_out(reader: AnyReader) -> None:
+            nonlocal done
+            left = reader.present if limit is None else limit - done
             while left > 0 and (batch := await self._batch(reader, wanted, 1)):
                 for delivered, entry in batch:
                     await reader.ack(delivered)
+                    done += 1
                     removed(entry)
                 left -= 1
 
-    async def _batch(self, reader: Reader, wanted: ErrorFilter, size: int) -> list[tuple[Unacked, ErrorEntry]]:
+        await self._read(take_out)
+
+    async def _read(self, use: Callable[[AnyReader], Awaitable[T]]) -> T:
+        """Use a reader of all messages; where the connection is lost over one, a reader of one message at a time."""
+        try:
+            async with reading(self._connection, self.name, self._clock) as reader:
+                return await use(reader)
+        except ReadingEnded as lost:
+            await returned(self._connection, self.name, lost.present, self._clock)
+            rotates = await self._is_quorum()
+            async with one_by_one(
+                self._connection, self.name, self._clock, rotates=rotates, good=lost.received
+            ) as single:
+                result = await use(single)
+            if (unreadable := single.unreadable) is not None:
+                self._unreadable(unreadable)
+            return result
+
+    async def _is_quorum(self) -> bool:
+        try:
+            told = await differences(self._connection, error_queue(self.source))
+        except AccessRefused:  # may read but not configure; relmsg declares none but quorum queues
+            return True
+        return all(each.argument != "x-queue-type" for each in told)
+
+    async def _batch(self, reader: AnyReader, wanted: ErrorFilter, size: int) -> list[tuple[Unacked, ErrorEntry]]:
         batch: list[tuple[Unacked, ErrorEntry]] = []
         while len(batch) < size and (delivered := await reader.next()) is not None:
             entry = entry_of(delivered, self.source)
@@ -232,6 +289,10 @@ class ErrorQueue:
         for (delivered, entry, _), receipt in zip(publishes, receipts, strict=True):
             sent.append((delivered, entry, None if isinstance(receipt, Confirmed) else receipt.reason))
         return sent
+
+
+def _raise(unreadable: Unreadable) -> None:
+    raise UnreadableMessages(str(unreadable))
 
 
 def _publication(delivered: Unacked, queue: str) -> Publication:

@@ -11,36 +11,42 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from typing import NamedTuple, TypeVar
+from typing import TypeAlias, TypeVar
 
 from aiormq import Channel
-from aiormq.abc import DeliveredMessage
 
-from relmsg.amqp.remarks import Remarks
 from relmsg.broker.answer import answer
 from relmsg.broker.connection import Connection
-from relmsg.broker.receiving import Receiving
+from relmsg.broker.one_by_one import MOST_HELD, QUIET_AFTER, OneByOne, ready, returned
 from relmsg.broker.tap import Tap
-from relmsg.broker.wire import received
+from relmsg.broker.unacked import ANSWER_WITHIN, Receiver, Unacked
 from relmsg.clock import Clock
-from relmsg.errors import BrokerAway, RelmsgError
-from relmsg.message import Message
+from relmsg.errors import BrokerAway, BrokerRefused, RelmsgError
 
 T = TypeVar("T")
+AnyReader: TypeAlias = "Reader | OneByOne"
 
-ANSWER_WITHIN = 30.0  # seconds
-QUIET_AFTER = 5.0  # seconds without a delivery that should come
-RETURNED_WITHIN = 5.0  # seconds
-MOST_HELD = 65_535  # AMQP: a prefetch count has 16 bits
+
+class ReadingEnded(BrokerAway):
+    """The connection was lost while messages were delivered; what was not acked is back in the queue."""
+
+    def __init__(self, present: int, received: int) -> None:
+        super().__init__()
+        self.present = present
+        self.received = received
 
 
 @asynccontextmanager
 async def reading(connection: Connection, queue: str, clock: Clock) -> AsyncIterator[Reader]:
-    """A reader of what is in the queue now. Leaving it puts back what was not acked, and waits until it is back."""
+    """A reader of what is in the queue now. Leaving it puts back what was not acked, and waits until it is back.
+
+    :raises ReadingEnded: the connection was lost, perhaps over one of the messages.
+    """
     channel = await connection.channel()
+    reader = None
     try:
         # The passive declaration is answered with the number of messages that are ready.
-        present = await _ready(channel, queue)
+        present = await ready(channel, queue)
         reader = Reader(channel, queue, present, connection.tap)
         try:
             await reader.start()
@@ -48,63 +54,44 @@ async def reading(connection: Connection, queue: str, clock: Clock) -> AsyncIter
             await reader.all_here()
         finally:
             reader.detach()
-    except BaseException:
+    except BaseException as error:
+        if reader is not None and channel.is_closed and isinstance(error, BrokerAway | BrokerRefused):
+            raise ReadingEnded(reader.present - reader.acked, reader.received) from error
         with suppress(RelmsgError):
             await _close(channel)
         raise
     # Only a channel that was closed in good order has had all its acks taken.
     await _close(channel)
-    await _returned(connection, queue, present - reader.acked, clock)
-
-
-class Unacked(NamedTuple):
-    """A message that a reader holds. ``remarks`` name what could not be read of it; ``expiration`` is as it came."""
-
-    tag: int
-    message: Message
-    expiration: str | None
-    remarks: Remarks | None
-
-    @property
-    def body(self) -> bytes:
-        """The body as it came."""
-        assert isinstance(self.message.body, bytes)
-        return self.message.body
+    await returned(connection, queue, present - reader.acked, clock)
 
 
 class Reader:
     """One consumer: takes messages one after another, at most as many as were there at first, and holds them unacked
     until its channel closes.
-
-    It reads as a consumer does: what cannot be read of a message is left out or repaired, and harms no other. Only
-    where the connection has no tap aiormq reads, which gives the whole connection up over such a message.
     """
+
+    most_at_once = MOST_HELD
+    unreadable = None
 
     def __init__(self, channel: Channel, queue: str, present: int, tap: Tap | None) -> None:
         self.present = present
         self.acked = 0
+        self.received = 0
         self._taken = 0
         self._prefetch = min(present, MOST_HELD)
         self._channel = channel
         self._queue = queue
         self._arrived: asyncio.Queue[Unacked | None] = asyncio.Queue()
-        self._tap = tap
-        self._receiving = Receiving(self._arrive, lambda: None)
+        self._receiver = Receiver(channel, tap, self._arrive)
 
     async def start(self) -> None:
         """Have the messages delivered."""
-        if self._prefetch == 0:
-            return
-        self._channel.closing.add_done_callback(lambda _: self._arrived.put_nowait(None))
-        await self._ask(self._channel.basic_qos(prefetch_count=self._prefetch))
-        if self._tap is not None:
-            self._tap.attach(self._channel.number, self._receiving, self._receiving.take_many)
-        await self._ask(self._channel.basic_consume(self._queue, self._note))
+        if self._prefetch > 0:
+            await self._receiver.consume(self._queue, self._prefetch)
 
     def detach(self) -> None:
         """Read nothing more."""
-        if self._tap is not None:
-            self._tap.detach(self._channel.number, self._receiving)
+        self._receiver.detach()
 
     async def next(self) -> Unacked | None:
         """The next message; None when there is no further one."""
@@ -130,32 +117,13 @@ class Reader:
         await self._ask(self._channel.basic_ack(delivered.tag))
         self.acked += 1
 
-    def _arrive(self, tag: int, message: Message, expiration: str | None, remarks: Remarks | None) -> None:
-        self._arrived.put_nowait(Unacked(tag, message, expiration, remarks))
-
-    async def _note(self, raw: DeliveredMessage) -> None:
-        """A message that aiormq has read."""
-        properties = raw.header.properties
-        remarks = Remarks(cluster_id=properties.cluster_id) if properties.cluster_id else None
-        self._arrive(raw.delivery_tag or 0, received(raw), properties.expiration or None, remarks)
+    def _arrive(self, delivered: Unacked | None) -> None:
+        self.received += delivered is not None
+        self._arrived.put_nowait(delivered)
 
     async def _ask(self, call: Awaitable[T]) -> T:
         return await answer(call, within=ANSWER_WITHIN)
 
 
-async def _ready(channel: Channel, queue: str) -> int:
-    declared = await answer(channel.queue_declare(queue, passive=True), within=ANSWER_WITHIN)
-    return declared.message_count or 0
-
-
 async def _close(channel: Channel) -> None:
     await answer(channel.close(), within=ANSWER_WITHIN)
-
-
-async def _returned(connection: Connection, queue: str, expected: int, clock: Clock) -> None:
-    """Wait until what was held is back: a queue takes its time, and the next look would miss it."""
-    channel = await connection.channel()
-    deadline = clock.monotonic() + RETURNED_WITHIN
-    while await _ready(channel, queue) < expected and clock.monotonic() < deadline:
-        await clock.sleep(0.01)
-    await _close(channel)

@@ -93,17 +93,19 @@ def list_(
     """
     settings = options.settings(amqp_url=amqp_url, management_url=management_url, config=config)
     wanted = ErrorFilter(exception=exception, type=type_, since=since, until=until)
+    told: list[str] = []
     if queue is None:
         if wanted != ErrorFilter():
             raise UsageError("--exception, --type, --since and --until go with --queue: the queues are counted unread")
         found = [asdict(each) for each in asyncio.run(_count_queues(settings))]
         output.emit(found[:limit], json, QUEUE_COLUMNS, wide=wide)
     else:
-        found = [error_rows.listed(each) for each in asyncio.run(_browse(settings, queue, wanted, limit + 1))]
+        found = [error_rows.listed(each) for each in asyncio.run(_browse(settings, queue, wanted, limit + 1, told))]
         output.emit(found[:limit], json, COLUMNS, wide=wide, brief=error_rows.brief)
     if len(found) > limit:
         sys.stdout.flush()
         output.complain(f"there are more than these {limit}: give a larger --limit, or filters")
+    _complain_of_unreadable(told)
 
 
 @app.command()
@@ -116,17 +118,21 @@ def show(
 ) -> None:
     """All that is known of one message: diagnosis, stack trace, properties, headers, body."""
     settings = options.settings(amqp_url=amqp_url, config=config)
-    entries = asyncio.run(_browse(settings, queue, ErrorFilter(message_id=message_id), None))
+    told: list[str] = []
+    entries = asyncio.run(_browse(settings, queue, ErrorFilter(message_id=message_id), None, told))
     if not entries:
+        for each in told:
+            output.complain(each)
         raise RelmsgError(f"there is no message {message_id} in the error queue of {queue}")
     rows = [row_of(each) for each in entries]
     if json:
         output.emit(rows, json, COLUMNS)
-        return
-    for position, row in enumerate(rows):
-        if position:
-            output.write("")
-        error_rows.write_whole(row)
+    else:
+        for position, row in enumerate(rows):
+            if position:
+                output.write("")
+            error_rows.write_whole(row)
+    _complain_of_unreadable(told)
 
 
 @app.command()
@@ -237,7 +243,8 @@ async def _move(
     dry_run: bool,
     yes: bool,
 ) -> None:
-    async with _error_queue(settings, queue) as errors:
+    told: list[str] = []
+    async with _error_queue(settings, queue, told) as errors:
         matching = await errors.count(wanted)
         most = matching if limit is None else min(matching, limit)
         report.tell(f"{matching} {'message matches' if matching == 1 else 'messages match'} in {errors.name}")
@@ -246,6 +253,7 @@ async def _move(
         if dry_run or most == 0:
             if report.json:
                 report.print(errors.name, matching)
+            _complain_of_unreadable(told)
             return
         if not yes and not await asyncio.to_thread(typer.confirm, f"{report.verb.capitalize()[:-1]} {most}?", err=True):
             report.tell("nothing was done")
@@ -256,6 +264,7 @@ async def _move(
                 await action(errors, most, report)
         finally:
             report.print(errors.name, matching)
+    _complain_of_unreadable(told)
     if report.stayed:
         raise typer.Exit(1)
 
@@ -265,15 +274,27 @@ async def _count_queues(settings: Settings) -> list[ErrorQueueCount]:
         return await error_queues(connection, settings.broker()[0], settings.management_url)
 
 
-async def _browse(settings: Settings, queue: str, wanted: ErrorFilter, limit: int | None) -> list[ErrorEntry]:
-    async with _error_queue(settings, queue) as errors:
+async def _browse(
+    settings: Settings, queue: str, wanted: ErrorFilter, limit: int | None, told: list[str]
+) -> list[ErrorEntry]:
+    async with _error_queue(settings, queue, told) as errors:
         return await errors.browse(wanted, limit=limit)
 
 
+def _complain_of_unreadable(told: list[str]) -> None:
+    """Exit with code 1 after a line for each, if there are any."""
+    if told:
+        sys.stdout.flush()
+        for each in dict.fromkeys(told):  # counting and moving meet the same ones
+            output.complain(each)
+        raise typer.Exit(1)
+
+
 @asynccontextmanager
-async def _error_queue(settings: Settings, queue: str) -> AsyncIterator[ErrorQueue]:
+async def _error_queue(settings: Settings, queue: str, told: list[str]) -> AsyncIterator[ErrorQueue]:
+    """The error queue; ``told`` gets a line for what cannot be read in it."""
     async with brief.connection(settings, "relmsg errors") as connection:
-        errors = await ErrorQueue.of(connection, queue)
+        errors = await ErrorQueue.of(connection, queue, unreadable=lambda each: told.append(str(each)))
         if hazard := await errors.hazard():
             output.complain(f"take care: {hazard}")
         yield errors
