@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import AsyncIterator
 
 import pytest
-from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from relmsg.database import create_engine
+from tests.support.databases import Databases
 
 
 @pytest.fixture
-async def empty_url(database_url: str) -> AsyncIterator[str]:
+async def empty_url(databases: Databases) -> AsyncIterator[str]:
     """The URL of a new, empty database on the test server; it is dropped at the end."""
-    name = f"empty_{uuid.uuid4().hex[:12]}"
-    server = create_engine(database_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    async with server.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template0"))
-    try:
-        yield make_url(database_url).set(database=name).render_as_string(hide_password=False)
-    finally:
-        async with server.connect() as connection:
-            await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        await server.dispose()
+    url = await databases.create(empty=True)
+    yield url
+    await databases.drop(url)
 
 
 @pytest.fixture

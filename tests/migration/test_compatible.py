@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import NullPool
 
 from relmsg import migrate
 from relmsg.catalogue import Thing, _snapshot
+from relmsg.database import create_engine
 from relmsg.db import alembic_run
 from relmsg.db.indexes import build_small
 from relmsg.db.revisions import Revision, revisions
 from relmsg.db.search_path import local_search_path
 from relmsg.db.versions import VERSION_TABLES, recorded
+from tests.support.databases import Databases
 
 MIGRATION = '''"""{body}"""
 
@@ -84,27 +89,50 @@ def prefix(folder: Path, known: tuple[Revision, ...], to: Path) -> Path:
     return to
 
 
-async def broken_rules(engine, folder: Path, workspace: Path) -> list[str]:
-    """Apply the folder's migrations one by one; a line for each that breaks code which it says may still work."""
-    known, lines = revisions(folder), []
-    snapshots: dict[str, list[Thing]] = {}
+def applied(connection: Connection, environment: Path) -> list[Thing]:
+    """Bring the tables to the newest revision that the environment knows; what they consist of then."""
+    with local_search_path(connection):
+        alembic_run.run(connection, "relmsg", environment, recorded(connection, "relmsg"))
+        assert build_small(connection, "relmsg", revisions(environment)[-1].concurrent_indexes) == []
+        namespace = connection.scalar(text("SELECT oid FROM pg_namespace WHERE nspname = 'relmsg'"))
+        return [thing for thing in _snapshot(connection, namespace) if thing.of not in VERSION_TABLES]
 
-    def step(connection, environment: Path) -> list[Thing]:
-        with local_search_path(connection):
-            alembic_run.run(connection, "relmsg", environment, recorded(connection, "relmsg"))
-            assert build_small(connection, "relmsg", revisions(environment)[-1].concurrent_indexes) == []
-            namespace = connection.scalar(text("SELECT oid FROM pg_namespace WHERE nspname = 'relmsg'"))
-            return [thing for thing in _snapshot(connection, namespace) if thing.of not in VERSION_TABLES]
 
-    names = [revision.name for revision in known]
+@pytest.fixture(scope="module")
+def snapshots(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Thing]]:
+    """What the tables consist of after each of our migrations, which are applied one by one."""
+
+    async def take() -> dict[str, list[Thing]]:
+        folder, workspace, found = migrate.location(), tmp_path_factory.mktemp("steps"), {}
+        known = revisions(folder)
+        url = await databases.create(empty=True)
+        engine = create_engine(url, poolclass=NullPool)
+        for number, revision in enumerate(known):
+            environment = prefix(folder, known[: number + 1], workspace / revision.name)
+            async with engine.begin() as connection:
+                found[revision.name] = await connection.run_sync(applied, environment)
+        await databases.drop(url)
+        return found
+
+    return asyncio.run(take())
+
+
+def broken_rules(snapshots: dict[str, list[Thing]], known: tuple[Revision, ...]) -> list[str]:
+    """A line for each migration that breaks code which it says may still work."""
+    lines, names = [], [revision.name for revision in known]
     for number, revision in enumerate(known):
-        environment = prefix(folder, known[: number + 1], workspace / revision.name)
-        async with engine.begin() as connection:
-            snapshots[revision.name] = await connection.run_sync(step, environment)
         for older in names[names.index(revision.oldest_compatible) : number]:
             found = broken(snapshots[older], snapshots[revision.name])
             lines += [f"{revision.name} breaks {older}: {line}" for line in found]
     return lines
+
+
+async def broken_by(engine: AsyncEngine, snapshots: dict[str, list[Thing]], folder: Path) -> list[str]:
+    """The same once the last migration of the folder is applied to tables that have all the others."""
+    known = revisions(folder)
+    async with engine.begin() as connection:
+        last = await connection.run_sync(applied, folder)
+    return broken_rules(snapshots | {known[-1].name: last}, known)
 
 
 def with_migration(body: str, oldest: str, to: Path) -> Path:
@@ -114,27 +142,25 @@ def with_migration(body: str, oldest: str, to: Path) -> Path:
     return folder
 
 
-async def test_no_migration_breaks_what_it_says_may_still_work(empty_engine, tmp_path):
+def test_no_migration_breaks_what_it_says_may_still_work(snapshots):
     """Every migration leaves alone what the code of each version it keeps compatible uses."""
-    assert await broken_rules(empty_engine, migrate.location(), tmp_path) == []
+    assert broken_rules(snapshots, revisions(migrate.location())) == []
 
 
 @pytest.mark.parametrize("body", BREAKING)
-async def test_a_migration_that_breaks_older_code_is_found(empty_engine, tmp_path, body):
+async def test_a_migration_that_breaks_older_code_is_found(engine, snapshots, tmp_path, body):
     """A migration that takes away or forbids what older code does is named, with the version that it breaks."""
-    folder = with_migration(body, "0003", tmp_path / "made")
-    found = await broken_rules(empty_engine, folder, tmp_path)
+    found = await broken_by(engine, snapshots, with_migration(body, "0003", tmp_path / "made"))
     assert any(line.startswith(f"0004 breaks 0003: {BREAKING[body]}") for line in found), found
 
 
 @pytest.mark.parametrize("body", KEEPING)
-async def test_a_migration_that_only_adds_is_accepted(empty_engine, tmp_path, body):
+async def test_a_migration_that_only_adds_is_accepted(engine, snapshots, tmp_path, body):
     """What older code need not know of may be added to its tables."""
-    folder = with_migration(body, "0002", tmp_path / "made")
-    assert await broken_rules(empty_engine, folder, tmp_path) == []
+    assert await broken_by(engine, snapshots, with_migration(body, "0002", tmp_path / "made")) == []
 
 
-async def test_what_nobody_uses_any_more_may_go(empty_engine, tmp_path):
+async def test_what_nobody_uses_any_more_may_go(engine, snapshots, tmp_path):
     """A migration that lets no older version work may remove what only older versions used."""
     folder = with_migration("half_message DROP COLUMN type", "0004", tmp_path / "made")
-    assert await broken_rules(empty_engine, folder, tmp_path) == []
+    assert await broken_by(engine, snapshots, folder) == []

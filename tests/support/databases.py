@@ -26,10 +26,10 @@ class Databases:
         await self._execute(f'CREATE DATABASE "{self._template}" TEMPLATE template0')
         await upgrade(self._named(self._template))
 
-    async def create(self) -> str:
-        """The URL of a new database in which the schema ``relmsg`` is up to date and empty."""
+    async def create(self, *, empty: bool = False) -> str:
+        """The URL of a new database in which the schema ``relmsg`` is up to date and empty, or which itself is."""
         name = f"{self._session}_{uuid.uuid4().hex[:8]}"
-        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}"')
+        await self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{"template0" if empty else self._template}"')
         return self._named(name)
 
     async def drop(self, url: str) -> None:
