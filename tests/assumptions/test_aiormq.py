@@ -189,17 +189,22 @@ async def test_a_refused_virtual_host_hides_its_reason(amqp_url):
 
 
 async def test_a_lost_heartbeat_cancels_a_task_that_nobody_cancelled(amqp_url, services: Services):
-    """P3: when heartbeats stay away, a waiting task gets CancelledError although nobody cancelled it."""
-    connection = await aiormq.connect(f"{amqp_url}?heartbeat=1")
-    channel = await connection.channel()
-    with frozen(services):
-        waiting = asyncio.create_task(channel.queue_declare("q"))
-        done, _ = await asyncio.wait({waiting}, timeout=20)
-    assert done
-    assert waiting.cancelled()
-    assert waiting.cancelling() == 0
-    with contextlib.suppress(Exception, asyncio.CancelledError):
-        await connection.close()
+    """P3: when heartbeats stay away, a waiting task may get CancelledError although nobody cancelled it."""
+    # What a task waits for and the task itself end in an order that no rule gives: of many, some are cancelled.
+    for _ in range(5):
+        connection = await aiormq.connect(f"{amqp_url}?heartbeat=1")
+        channels = [await connection.channel() for _ in range(20)]
+        with frozen(services):
+            waiting = {asyncio.create_task(channel.queue_declare("q")) for channel in channels}
+            done, _ = await asyncio.wait(waiting, timeout=60)
+        assert done == waiting
+        with contextlib.suppress(Exception, asyncio.CancelledError):
+            await connection.close()
+        cancelled = [task for task in waiting if task.cancelled()]
+        if cancelled:
+            break
+    assert cancelled
+    assert all(task.cancelling() == 0 for task in cancelled)
 
 
 async def test_what_timed_out_is_still_executed_when_the_broker_thaws(amqp_url, broker: Broker, services: Services):
