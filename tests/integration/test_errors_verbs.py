@@ -1,4 +1,4 @@
-"""`relmsg errors` as an operator meets it: real processes on a real error queue, stopped at the worst moment too."""
+"""`relmsg errors` as an operator meets it, on a real error queue; as a process, stopped at the worst moment too."""
 
 from __future__ import annotations
 
@@ -171,61 +171,61 @@ async def test_filters_mean_what_they_say(broker, errors):
     assert await found(message_id="bare") == ["bare"]
 
 
-async def test_list_and_show_tell_all_and_change_nothing(processes, broker, connection):
+async def test_list_and_show_tell_all_and_change_nothing(relmsg, broker, connection):
     """A table or JSON for many, everything for one; control characters of a message never reach the terminal."""
     await fail(broker, "m1", body=b'{"id": 7}', headers={"tenant": "a"})
     await fail(broker, "m2", body=b"\xff\xfe", content_type="x/y")
-    code, output, problems = await ran(processes, "list", "--queue", SOURCE)
+    code, output, problems = await relmsg("errors", "list", "--queue", SOURCE)
     assert (code, problems) == (0, "")
     assert output.splitlines()[0].split() == [
         *("message_id", "type", "exception", "failed_at", "reason", "exception_message")
     ]
     assert "shop.errors.CardRefused" in output
     assert "\x1b" not in output
-    code, output, _ = await ran(processes, "list", "--queue", ERRORS, "--exception", "CardRefused", "--json")
+    code, output, _ = await relmsg("errors", "list", "--queue", ERRORS, "--exception", "CardRefused", "--json")
     assert [(each["message_id"], each["attempts"], each["size"]) for each in json.loads(output)] == [
         ("m1", 3, 9),
         ("m2", 3, 2),
     ]
-    code, output, _ = await ran(processes, "show", "m1", "--queue", SOURCE)
+    code, output, _ = await relmsg("errors", "show", "m1", "--queue", SOURCE)
     assert code == 0
     assert "\n    charge()\n" in output.replace("      ", "    ")
     for told in ("card refused", "tenant: a", '"id": 7', "order.placed", "2026-01-31T12:00:00.000+00:00"):
         assert told in output
-    code, output, _ = await ran(processes, "show", "m2", "--queue", SOURCE, "--json")
+    code, output, _ = await relmsg("errors", "show", "m2", "--queue", SOURCE, "--json")
     (row,) = json.loads(output)
     assert (row["body_encoding"], row["body"]) == ("base64", b64encode(b"\xff\xfe").decode())
     assert ids(await broker.drain(ERRORS)) == ["m1", "m2"]
 
 
-async def test_requeue_first_tells_how_many(processes, broker, connection):
+async def test_requeue_first_tells_how_many(relmsg, broker, connection):
     """A dry run counts and stops; without a terminal nothing moves unasked; with --yes the matching ones move."""
     await fail(broker, "m1", "m2", "m3")
     await fail(broker, "other", error="builtins.KeyError")
     chosen = ("requeue", "--queue", SOURCE, "--exception", "CardRefused")
-    assert await ran(processes, *chosen, "--dry-run") == (0, f"3 messages match in {ERRORS}\n", "")
-    code, output, problems = await ran(processes, *chosen)
+    assert await relmsg("errors", *chosen, "--dry-run") == (0, f"3 messages match in {ERRORS}\n", "")
+    code, output, problems = await relmsg("errors", *chosen)
     assert (code, output) == (2, "")
     assert "give --yes, or --dry-run" in problems
-    code, output, _ = await ran(processes, *chosen, "--limit", "2", "--yes")
+    code, output, _ = await relmsg("errors", *chosen, "--limit", "2", "--yes")
     assert (code, output) == (0, f"3 messages match in {ERRORS}\nrequeued 2 of 3\n")
-    code, output, _ = await ran(processes, *chosen, "--yes", "--json")
+    code, output, _ = await relmsg("errors", *chosen, "--yes", "--json")
     assert (code, json.loads(output)) == (0, [{"queue": ERRORS, "matching": 1, "requeued": 1, "stayed": []}])
     assert ids(await broker.drain(SOURCE)) == ["m1", "m2", "m3"]
     assert ids(await broker.drain(ERRORS)) == ["other"]
 
 
-async def test_purge_removes_only_what_is_meant(processes, broker, connection):
+async def test_purge_removes_only_what_is_meant(relmsg, broker, connection):
     """What matches is gone for good, the rest stays."""
     await fail(broker, "m1", "m2")
     await fail(broker, "other", error="builtins.KeyError")
-    code, output, _ = await ran(processes, "purge", "--queue", SOURCE, "--exception", "CardRefused", "--yes")
+    code, output, _ = await relmsg("errors", "purge", "--queue", SOURCE, "--exception", "CardRefused", "--yes")
     assert (code, output) == (0, f"2 messages match in {ERRORS}\nremoved 2 of 2\n")
     assert ids(await broker.drain(ERRORS)) == ["other"]
     assert await broker.drain(SOURCE) == []
 
 
-async def test_exit_codes_tell_a_script(processes, broker, connection):
+async def test_exit_codes_tell_a_script(relmsg, processes, broker, connection):
     """What cannot be moved or found is 1, wrong use 2, a broker away 3: each with one line on stderr at most."""
     await fail(broker, "m1")
     await broker.queue("lonely")
@@ -235,7 +235,7 @@ async def test_exit_codes_tell_a_script(processes, broker, connection):
         (2, "queue 'lonely' has no error queue", "purge", "--queue", "lonely", "--yes"),
         (2, "neither like", "list", "--queue", SOURCE, "--since", "yesterday"),
     ]:
-        code, output, problems = await ran(processes, *arguments)
+        code, output, problems = await relmsg("errors", *arguments)
         assert (code, output) == (expected, ""), problems
         assert told in problems
         assert problems.count("\n") == 1
@@ -249,10 +249,10 @@ async def test_exit_codes_tell_a_script(processes, broker, connection):
     assert ids(await broker.drain(ERRORS)) == ["m1"]
 
 
-async def test_a_queue_that_looking_would_harm_is_told(processes, broker):
+async def test_a_queue_that_looking_would_harm_is_told(relmsg, broker):
     """Where looking can drop messages, because the queue's limit is small, the operator is told."""
     await broker.queue("q.errors", arguments={"x-queue-type": "quorum", "x-delivery-limit": 5})
-    code, _, problems = await ran(processes, "list", "--queue", "q")
+    code, _, problems = await relmsg("errors", "list", "--queue", "q")
     assert code == 0
     assert "drops a message after 5 returns" in problems
 
@@ -331,10 +331,10 @@ async def test_a_copy_whose_body_was_cut_stays_unless_that_is_allowed(broker, er
     assert ids(await broker.drain(SOURCE)) == ["whole", "cut"]
 
 
-async def test_requeue_says_that_a_user_id_is_not_sent_again(broker, errors, processes):
+async def test_requeue_says_that_a_user_id_is_not_sent_again(broker, errors, relmsg):
     """F5: RabbitMQ lets nobody send another login's user_id."""
     await fail(broker, "ada's", headers={names.ORIGINAL_USER_ID: "ada"})
     await fail(broker, "nobody's")
-    code, out, err = await ran(processes, "requeue", "--queue", SOURCE, "--yes")
+    code, out, err = await relmsg("errors", "requeue", "--queue", SOURCE, "--yes")
     assert (code, "requeued 2 of 2" in out) == (0, True)
     assert "1 of them had a user_id" in " ".join(err.split())

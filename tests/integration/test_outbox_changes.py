@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 import pytest
 from sqlalchemy import text
@@ -15,6 +16,11 @@ from relmsg.testing import eventually
 from tests.support.relaying import emptied, relaying, waiting
 
 OUTBOX = Outbox("orders")
+
+
+class Told(NamedTuple):
+    stdout: str
+    stderr: str
 
 
 async def commit(sessions, *messages):
@@ -32,30 +38,31 @@ async def rows(engine, columns="routing_key, parked_at IS NOT NULL, last_error")
         return [tuple(each) for each in found]
 
 
-async def run(processes, *arguments, code=0):
-    process = await processes.relmsg("outbox", *arguments)
-    assert await process.wait() == code, process.stderr
-    assert "Traceback" not in process.stderr
-    return process
+async def run(relmsg, *arguments, code=0):
+    """The stdout and the stderr of a command that ends with this code."""
+    found, output, problems = await relmsg("outbox", *arguments)
+    assert found == code, problems
+    assert "Traceback" not in problems
+    return Told(output, problems)
 
 
-async def test_a_dry_run_tells_how_many_and_changes_nothing(engine, sessions, processes):
+async def test_a_dry_run_tells_how_many_and_changes_nothing(engine, sessions, relmsg):
     """Each verb counts what it would change, by destination, type or id, and leaves it as it is."""
     lost = to("nowhere", exchange="shop", type="other")
     await commit(sessions, to("q"), to("nowhere", exchange="shop"), lost)
     before = await rows(engine, "*")
     destination = ("--exchange", "shop", "--routing-key", "nowhere", "--dry-run")
-    assert (await run(processes, "drop", *destination)).stdout == "2 messages would be dropped\n"
-    assert (await run(processes, "park", *destination, "--type", "other")).stdout == "1 messages would be parked\n"
-    assert (await run(processes, "redirect", str(lost.id), "--to-routing-key", "q", "--dry-run")).stdout == (
+    assert (await run(relmsg, "drop", *destination)).stdout == "2 messages would be dropped\n"
+    assert (await run(relmsg, "park", *destination, "--type", "other")).stdout == "1 messages would be parked\n"
+    assert (await run(relmsg, "redirect", str(lost.id), "--to-routing-key", "q", "--dry-run")).stdout == (
         "1 messages would be redirected\n"
     )
-    told = json.loads((await run(processes, "drop", *destination, "--json")).stdout)
+    told = json.loads((await run(relmsg, "drop", *destination, "--json")).stdout)
     assert told == {"dry_run": True, "matching": 2, "dropped": 0}
     assert await rows(engine, "*") == before
 
 
-async def test_wrong_use_is_told_before_anything_is_done(engine, sessions, processes):
+async def test_wrong_use_is_told_before_anything_is_done(engine, sessions, relmsg):
     """All of an outbox is never meant; nothing moves unasked; nothing goes where AMQP cannot send it."""
     await commit(sessions, to("q"))
     for told, *arguments in [
@@ -69,18 +76,18 @@ async def test_wrong_use_is_told_before_anything_is_done(engine, sessions, proce
         ("give --yes", "redirect", "--exchange", "", "--to-exchange", "a"),
         ("at most 255", "redirect", "--exchange", "", "--to-routing-key", "k" * 256, "--yes"),
     ]:
-        process = await run(processes, *arguments, code=2)
-        assert told in process.stderr
-        assert process.stderr.count("\n") == 1
-    assert "no message matches" in (await run(processes, "drop", "--exchange", "shop", "--yes", code=1)).stderr
+        told_by = await run(relmsg, *arguments, code=2)
+        assert told in told_by.stderr
+        assert told_by.stderr.count("\n") == 1
+    assert "no message matches" in (await run(relmsg, "drop", "--exchange", "shop", "--yes", code=1)).stderr
     for verb in ("drop", "park"):
-        told = await run(processes, verb, "--exchange", "shop", "--dry-run")
+        told = await run(relmsg, verb, "--exchange", "shop", "--dry-run")
         assert told.stdout.startswith("0 messages would be "), verb
     assert await rows(engine) == [("q", False, None)]
 
 
 async def test_messages_without_a_route_are_redirected_under_a_running_relay(
-    engine, sessions, database_url, amqp_url, broker, processes
+    engine, sessions, database_url, amqp_url, broker, relmsg
 ):
     """What a relay holds, its probe too, goes to the new destination, in the order of its keys, and to no other."""
     await broker.exchange("shop")
@@ -94,7 +101,7 @@ async def test_messages_without_a_route_are_redirected_under_a_running_relay(
 
         await eventually(held)
         told = await run(
-            processes,
+            relmsg,
             *("redirect", "--exchange", "shop", "--routing-key", "nowhere"),
             *("--to-exchange", "", "--to-routing-key", "q", "--yes"),
         )
@@ -114,7 +121,7 @@ async def only_one_hold(relay):
 
 @pytest.mark.parametrize("verb", ["drop", "park"])
 async def test_a_relay_does_not_send_what_was_dropped_or_parked_while_it_was_held(
-    engine, sessions, database_url, amqp_url, broker, processes, verb
+    engine, sessions, database_url, amqp_url, broker, relmsg, verb
 ):
     """The probe in the relay's memory is gone with its row: a route that comes later gets none of them."""
     await broker.exchange("shop")
@@ -127,7 +134,7 @@ async def test_a_relay_does_not_send_what_was_dropped_or_parked_while_it_was_hel
 
         await eventually(lambda: held(1))
         flags = ("--yes",) if verb == "drop" else ("--reason", "not for us")
-        await run(processes, verb, "--exchange", "shop", *flags)
+        await run(relmsg, verb, "--exchange", "shop", *flags)
         assert await waiting(engine) == 0
         await eventually(lambda: held(0))
         await broker.queue("late", exchange="shop", routing_key="nowhere")
@@ -137,12 +144,12 @@ async def test_a_relay_does_not_send_what_was_dropped_or_parked_while_it_was_hel
     assert await rows(engine) == ([] if verb == "drop" else [("nowhere", True, "not for us")] * 3)
 
 
-async def test_what_was_parked_comes_back_by_retry(engine, sessions, processes):
+async def test_what_was_parked_comes_back_by_retry(engine, sessions, relmsg):
     """Parked by an operator is parked as by the relay."""
     await commit(sessions, to("a"), to("b"))
-    await run(processes, "park", "--exchange", "", "--routing-key", "a")
+    await run(relmsg, "park", "--exchange", "", "--routing-key", "a")
     assert await rows(engine) == [("a", True, "parked by an operator"), ("b", False, None)]
-    await run(processes, "retry", "--all")
+    await run(relmsg, "retry", "--all")
     assert await rows(engine) == [("b", False, None), ("a", False, None)]
 
 
