@@ -10,6 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LOWEST := .venv-lowest
 BENCH  := .venv-bench
+AUDIT  := .venv-audit
 LOCAL  := $(BIN)/python compose/local.py
 # Two at a time, each on services of its own; ARGS="-n 0" for one, with -s or a debugger say.
 WORKERS := -n auto --dist worksteal
@@ -18,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Where it is set, each of the hundreds of processes that the tests start compiles relmsg anew: half a second of its two.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lowest plain newest bench bench-scale check lint types layers services clean
+.PHONY: help demo test fuzz audit lowest plain newest bench bench-scale check lint types layers services clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,13 @@ demo: $(STAMP) ## run the example on services of its own
 
 test: $(STAMP) ## run every test on services of its own; ARGS="-k outbox -x" is passed to pytest
 	@$(LOCAL) --in-memory run -- $(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+fuzz: $(STAMP) ## hostile messages, twenty times as many as in test, from a new seed: 20 minutes; FUZZ_SEED=N repeats a run
+	@seed=$${FUZZ_SEED:-$$(date +%s)}; echo "FUZZ_SEED=$$seed"; \
+	  FUZZ_TIMES=$${FUZZ_TIMES:-20} FUZZ_SEED=$$seed $(LOCAL) run -- $(BIN)/python -m pytest -n 0 -q tests/fuzz $(ARGS)
+
+audit: $(AUDIT)/.installed $(STAMP) $(LOWEST)/.installed ## known holes in the newest and the oldest libraries; says so where no list of them can be reached
+	@$(BIN)/python tests/audit.py $(AUDIT)/bin/pip-audit $(BIN)/python $(LOWEST)/bin/python
 
 # What leans hardest on other libraries; the whole suite runs on the newest ones.
 LOWEST_TESTS := tests/unit tests/contract $(addprefix tests/integration/test_,outbox_publish.py wrap.py inbox.py relay.py half_fence.py)
@@ -70,7 +78,7 @@ services: $(STAMP) ## PostgreSQL and RabbitMQ until Ctrl-C; ARGS=--management fo
 	@$(LOCAL) up $(ARGS)
 
 clean: ## remove .venv, caches and what local services left
-	rm -rf $(VENV) $(LOWEST) $(BENCH) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
+	rm -rf $(VENV) $(LOWEST) $(BENCH) $(AUDIT) .local .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Debian keeps ensurepip in a package of its own. pip reads [dependency-groups] since 25.1.
@@ -97,6 +105,12 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.txt $(STAMP)
 	@$(LOWEST)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	@$(LOWEST)/bin/python -m pip install --quiet --constraint tests/lowest.txt --editable '.[pydantic,crypto]' \
 	  pytest pytest-asyncio pytest-xdist hypothesis aiomysql aiosqlite trustme
+	@touch $@
+
+$(AUDIT)/.installed: $(STAMP)
+	@[ -x $(AUDIT)/bin/python ] || $(PYTHON) -m venv $(AUDIT)
+	@echo "installing pip-audit into $(AUDIT)"
+	@$(AUDIT)/bin/python -m pip install --quiet 'pip-audit>=2.7,<3'
 	@touch $@
 
 $(BENCH)/.installed: pyproject.toml tests/benchmarks/requirements.txt $(STAMP)
