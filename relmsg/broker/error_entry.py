@@ -44,6 +44,12 @@ class ErrorEntry:
     body: bytes
     altered: Sequence[str] = ()
 
+    @property
+    def published_at(self) -> datetime | None:
+        """When it was published as far as known: its timestamp, or else when it failed."""
+        timestamp = self.properties.get("timestamp")
+        return _utc(timestamp) if isinstance(timestamp, datetime) else _moment(self.failed_at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorFilter:

@@ -8,7 +8,8 @@ source queue. Stopped between the two, a message is in both queues, under one id
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -33,6 +34,7 @@ from relmsg.message import Message
 from relmsg.topology import ERROR_SUFFIX, error_queue
 
 T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
 BATCH = 100  # messages that are published and not yet acked: so many can be doubled by a SIGKILL
 ROUTING = ("CC", "BCC")  # RabbitMQ reads these as further routing keys of a publish
@@ -140,12 +142,17 @@ class ErrorQueue:
 
     async def count(self, wanted: ErrorFilter) -> int:
         """How many entries match; otherwise like ``browse``, without keeping any of them in memory."""
+        return (await self.tally(wanted, lambda _: None)).total()
 
-        async def look(reader: AnyReader) -> int:
-            matching = 0
+    async def tally(self, wanted: ErrorFilter, kind: Callable[[ErrorEntry], K]) -> Counter[K]:
+        """How many entries match, of each ``kind`` that is told of an entry; otherwise like ``count``."""
+
+        async def look(reader: AnyReader) -> Counter[K]:
+            found: Counter[K] = Counter()
             while (delivered := await reader.next()) is not None:
-                matching += wanted.matches(entry_of(delivered, self.source))
-            return matching
+                if wanted.matches(entry := entry_of(delivered, self.source)):
+                    found[kind(entry)] += 1
+            return found
 
         return await self._read(look)
 

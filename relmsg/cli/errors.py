@@ -17,7 +17,7 @@ from relmsg.broker.error_entry import ErrorEntry, ErrorFilter
 from relmsg.broker.error_headers import ORIGINAL_USER_ID
 from relmsg.broker.error_queue import ErrorQueue, Stayed
 from relmsg.broker.error_queues import ErrorQueueCount, error_queues
-from relmsg.cli import brief, error_rows, options, output, progress
+from relmsg.cli import brief, dedup_windows, error_rows, options, output, progress
 from relmsg.cli.error_rows import COLUMNS, row_of
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.settings import Settings
@@ -150,10 +150,16 @@ def requeue(
     dry_run: options.DryRun = False,
     yes: options.Yes = False,
     amqp_url: options.AmqpUrl = None,
+    database_url: options.DatabaseUrl = None,
+    schema: options.Schema = None,
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Send messages back to the queue they came from. Stopped half way, none is lost."""
+    """Send messages back to the queue they came from. Stopped half way, none is lost.
+
+    Where the consumer's database is named, messages older than its inbox remembers are told first: what was handled and
+    forgotten takes effect once more.
+    """
     _can_ask(yes=yes, dry_run=dry_run)
     wanted = ErrorFilter(message_id=message_id, exception=exception, type=type_, since=since, until=until)
 
@@ -162,8 +168,9 @@ def requeue(
             wanted, limit=most, rate=rate, any_origin=any_origin, lossy=lossy, moved=report.moved
         )
 
-    settings = options.settings(amqp_url=amqp_url, config=config)
-    asyncio.run(_move(settings, queue, wanted, _Report("requeued", json), move, limit, dry_run=dry_run, yes=yes))
+    settings = options.settings(amqp_url=amqp_url, database_url=database_url, schema=schema, config=config)
+    report = _Report("requeued", json, looks_at_age=True)
+    asyncio.run(_move(settings, queue, wanted, report, move, limit, dry_run=dry_run, yes=yes))
 
 
 @app.command()
@@ -195,9 +202,11 @@ def purge(
 class _Report:
     """What was done so far; printed also when it was stopped half way."""
 
-    def __init__(self, verb: str, json: bool) -> None:
+    def __init__(self, verb: str, json: bool, *, looks_at_age: bool = False) -> None:
         self.verb = verb
         self.json = json
+        self.looks_at_age = looks_at_age
+        self.older = 0
         self.done = 0
         self.without_user_id = 0
         self.stayed: list[Stayed] = []
@@ -208,7 +217,7 @@ class _Report:
         self.watch(1)
 
     def moved(self, entry: ErrorEntry) -> None:
-        self.done += 1
+        self.count()
         self.without_user_id += ORIGINAL_USER_ID in entry.headers
 
     def tell(self, line: str) -> None:
@@ -225,6 +234,8 @@ class _Report:
             )
         if self.json:
             row = {"queue": queue, "matching": matching, self.verb: self.done, "stayed": stayed}
+            if self.older:
+                row["older_than_window"] = self.older
             output.emit([row], self.json, ["queue"])
             return
         for each in stayed:
@@ -245,7 +256,7 @@ async def _move(
 ) -> None:
     told: list[str] = []
     async with _error_queue(settings, queue, told) as errors:
-        matching = await errors.count(wanted)
+        matching = await _count(errors, settings, wanted, report)
         most = matching if limit is None else min(matching, limit)
         report.tell(f"{matching} {'message matches' if matching == 1 else 'messages match'} in {errors.name}")
         if wanted.message_id is not None and not matching:
@@ -267,6 +278,23 @@ async def _move(
     _complain_of_unreadable(told)
     if report.stayed:
         raise typer.Exit(1)
+
+
+async def _count(errors: ErrorQueue, settings: Settings, wanted: ErrorFilter, report: _Report) -> int:
+    """How many match. Of a requeue those are told that are older than their consumer remembers."""
+    if not report.looks_at_age:
+        return await errors.count(wanted)
+    windows = await dedup_windows.stored(settings)
+
+    def forgetful(entry: ErrorEntry) -> str | None:
+        return dedup_windows.may_have_forgotten(windows, entry.consumer, entry.published_at)
+
+    found = await errors.tally(wanted, forgetful)
+    for name, count in found.items():
+        if name is not None:
+            report.older += count
+            output.complain(dedup_windows.warning(count, name, windows[name]))
+    return found.total()
 
 
 async def _count_queues(settings: Settings) -> list[ErrorQueueCount]:

@@ -7,10 +7,10 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from relmsg.cli import brief, options, outbox_changes, output, progress
+from relmsg.cli import brief, dedup_windows, options, outbox_changes, output, progress
 from relmsg.errors import RelmsgError, UsageError
 from relmsg.outbox.backlog import MOST_DESTINATIONS, Backlog
-from relmsg.outbox.changes import Done
+from relmsg.outbox.changes import Chosen, Done
 
 T = TypeVar("T")
 
@@ -114,7 +114,11 @@ def retry(
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Bring parked messages back to the relay, under the same message ids. Exit code 1 if none of them is parked."""
+    """Bring parked messages back to the relay, under the same message ids. Exit code 1 if none of them is parked.
+
+    Messages that are older than a consumer in this database remembers are told: what was handled and forgotten takes
+    effect once more.
+    """
     if bool(names) == every:
         raise UsageError("name the messages to bring back, or give --all")
 
@@ -125,6 +129,8 @@ def retry(
             )
 
         total = await run(lambda _: None, dry_run=True)
+        chosen = Chosen(names=names or (), exchange=exchange, message_type=type, parked=True)
+        await dedup_windows.warn_of_rows(backlog, chosen)
         if dry_run:
             return total
         with progress.bar() as bar:

@@ -21,7 +21,11 @@ class Memory:
         self._pruning = Pruning(schema)
 
     async def windows(self) -> dict[str, Window]:
-        """Every stored dedup window, by the consumer's name."""
+        """Every stored dedup window, by the consumer's name.
+
+        A message that was published before a window's ``forgets_before`` may have been handled and forgotten: sent
+        again, it takes effect once more.
+        """
         async with self._connection() as connection:
             return await self._pruning.windows(connection)
 

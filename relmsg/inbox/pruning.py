@@ -22,7 +22,7 @@ BATCH = 1000  # rows a transaction; some milliseconds
 COUNTED = 100_000  # more rows than these are estimated
 
 WINDOW = "SELECT keeps, pruned_before, pruned_at, now() - keeps AS before FROM {window} WHERE consumer = :consumer"
-WINDOWS = "SELECT consumer, keeps, pruned_before, pruned_at FROM {window}"
+WINDOWS = "SELECT consumer, keeps, pruned_before, pruned_at, now() - keeps AS before FROM {window}"
 SET_WINDOW = """
 INSERT INTO {window} AS w (consumer, keeps) VALUES (:consumer, :keeps)
 ON CONFLICT (consumer) DO UPDATE SET keeps = excluded.keeps WHERE w.keeps IS DISTINCT FROM excluded.keeps
@@ -94,6 +94,11 @@ class Window:
     pruned_at: datetime | None
     before: datetime | None  # what was handled earlier may be forgotten now
 
+    @property
+    def forgets_before(self) -> datetime | None:
+        """What was handled before this moment is or may be forgotten; None: nothing."""
+        return max((each for each in (self.before, self.pruned_before) if each is not None), default=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
@@ -124,9 +129,9 @@ class Pruning:
         return None if row is None else Window(*row)
 
     async def windows(self, connection: AsyncConnection) -> dict[str, Window]:
-        """Every stored window by its consumer's name, without the moment that follows from it."""
+        """Every stored window by its consumer's name."""
         rows = await connection.execute(self._sql(WINDOWS))
-        return {row.consumer: Window(row.keeps, row.pruned_before, row.pruned_at, None) for row in rows}
+        return {row.consumer: Window(row.keeps, row.pruned_before, row.pruned_at, row.before) for row in rows}
 
     async def set_window(self, connection: AsyncConnection, consumer: str, keeps: timedelta | None) -> None:
         """Store how long a consumer remembers; None: for ever."""

@@ -26,8 +26,14 @@ class Backlog:
 
     def __init__(self, engine: AsyncEngine, *, schema: str | None = None) -> None:
         self._engine = engine
-        self._tables = tables(schema_in_force(schema))
+        self.schema = schema_in_force(schema)
+        self._tables = tables(self.schema)
         self._rows = self._tables.outbox_message
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine on the outbox's database."""
+        return self._engine
 
     @property
     def changes(self) -> Changes:

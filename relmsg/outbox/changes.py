@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeAlias
 from uuid import UUID
 
@@ -26,12 +27,15 @@ class Chosen:
     routing_key: str | None = None
     message_type: str | None = None
     parked: bool | None = None
+    created_before: datetime | None = None
 
     def condition(self, row: Table) -> ColumnElement[bool]:
         """The condition on the table of the outbox."""
         conditions: list[ColumnElement[bool]] = [named(row, self.names)] if self.names else []
         if self.parked is not None:
             conditions.append(row.c.parked_at.is_not(None) if self.parked else row.c.parked_at.is_(None))
+        if self.created_before is not None:
+            conditions.append(row.c.created_at < self.created_before)
         given = {"exchange": self.exchange, "routing_key": self.routing_key, "type": self.message_type}
         conditions += [row.c[name] == value for name, value in given.items() if value is not None]
         return and_(true(), *conditions)
