@@ -10,6 +10,7 @@ from typing import Any
 MOVED_MESSAGE_ID = "x-message-id"
 MOVED_CORRELATION_ID = "x-correlation-id"
 MAX_SHORT_BYTES = 255
+MAX_UTF8_BYTES = 4  # of one character
 MOVED_IDS = frozenset({MOVED_MESSAGE_ID, MOVED_CORRELATION_ID})
 
 
@@ -28,5 +29,7 @@ def id_in(headers: Mapping[str, Any], name: str) -> str | None:
 
 def fitting_id(message_id: str) -> str:
     """This id, or the hash of it where a property of 0-9-1 cannot hold it: equal ids have equal hashes."""
+    if len(message_id) * MAX_UTF8_BYTES <= MAX_SHORT_BYTES:
+        return message_id
     raw = message_id.encode(errors="replace")
     return message_id if len(raw) <= MAX_SHORT_BYTES else f"sha256:{hashlib.sha256(raw).hexdigest()}"

@@ -71,7 +71,7 @@ def arrived(
         if handler.parameters.decode is not None:
             otherwise = "undecodable"  # a model's own validator may raise anything, a Rust panic as well
             event = copy_context().run(handler.decode, message)  # ... and set context variables
-        arrival.task = Task(handler, message, identity, event, delivery.redelivered)
+        arrival.task = Task(handler, message, identity, event, message.redelivered)
     except Unhandleable as error:
         arrival.refused = Failed(error, REASONS.get(type(error), otherwise))
     except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it

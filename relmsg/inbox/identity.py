@@ -24,6 +24,9 @@ class Identity(NamedTuple):
     message_id: str
 
 
+_named = tuple.__new__  # a named tuple's own goes through Python, for each message
+
+
 def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity:
     """The identity of a received message. A UUID has the same identity in each of its spellings.
 
@@ -39,7 +42,7 @@ def identify(message: Message, consumer: str, missing_id: MissingId) -> Identity
         raise MissingMessageId("the message's app_id holds a NUL character, so its id cannot be remembered")
     message_id = str(message.id)
     if message_id and "\0" not in message_id:
-        return Identity(consumer, source, fitting_id(canonical_id(message_id)))
+        return _named(Identity, (consumer, source, fitting_id(canonical_id(message_id))))
     if missing_id == "hash":
         return Identity(consumer, source, content_id(message))
     what = "holds a NUL character" if message_id else "is missing"

@@ -214,7 +214,7 @@ class Pending:
 
     def done(self, row: Row) -> None:
         """The row is settled: the next of its lane may go."""
-        if row not in self:
+        if self._rows.get(row.id) is not row:
             return
         self._remove(row)
         if row.ordering_key is None:
@@ -319,8 +319,10 @@ class Pending:
     def _remove(self, row: Row) -> None:
         del self._rows[row.id]
         self._ready.pop(row.id, None)
-        self._unproven.pop(row.id, None)
+        if self._unproven:
+            self._unproven.pop(row.id, None)
         self._out.discard(row.id)
-        self._lost.discard(row.id)
+        if self._lost:
+            self._lost.discard(row.id)
         self._in_slot[row.slot] -= 1
         self.bytes -= len(row.publish.body)
