@@ -192,6 +192,8 @@ class Attempts:
             return Lost(outcome.cause)
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
+        elif isinstance(outcome, Failed) and task.bookkeeping:
+            return Unsettled(outcome.error)  # our own statement, whatever refuses it
         elif isinstance(outcome, Failed):
             return await excused(outcome, self._sessions, task.silent)
         return outcome

@@ -30,7 +30,15 @@ CLASSES = {
     "XX": "000 001 002",
 }
 CODES = [class_ + rest for class_, codes in CLASSES.items() for rest in codes.split()]
-TABLES = ("outbox_message", "outbox_slot", "outbox_relay", "half_message", "inbox_message", "inbox_attempt")
+TABLES = (
+    "outbox_message",
+    "outbox_slot",
+    "outbox_relay",
+    "half_message",
+    "inbox_message",
+    "inbox_attempt",
+    "inbox_window",
+)
 PAGE = Path(__file__).resolve().parents[2] / "docs/operations.md"
 
 ARM = """
