@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 
 import pytest
 from sqlalchemy import text
@@ -50,3 +51,57 @@ async def test_an_index_is_built_and_no_writer_waits_a_second(empty_url, empty_e
         async with asyncio.timeout(60):
             assert await upgrading == []
     assert await migrate.check(empty_engine) == []
+
+
+MIGRATION = '''"""Made by a test."""
+
+from alembic import op
+
+revision = "{name}"
+down_revision = "{after}"
+branch_labels = None
+depends_on = None
+oldest_compatible = "0002"
+alters = ["{table}"]
+concurrent_indexes = []
+
+
+def upgrade() -> None:
+    op.execute("ALTER TABLE relmsg.{table} ADD COLUMN region text")
+'''
+PUBLISH = text("INSERT INTO relmsg.outbox_message (exchange, routing_key, body) VALUES ('shop', 'r', '')")
+WRITES = {"outbox_message": PUBLISH, "inbox_message": INSERT}
+WAITING = text(
+    "SELECT xact_start FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' "
+    "AND query LIKE 'ALTER TABLE%'"
+)
+
+
+@pytest.mark.parametrize("table", WRITES)
+async def test_a_table_is_altered_and_no_writer_waits_a_second(empty_url, empty_engine, tmp_path, monkeypatch, table):
+    """While a long transaction holds the table, an upgrade tries again and again, each insert passes, and in the end
+    the table is altered."""
+    await migrate.upgrade(empty_url)
+    newest = migrate._known()[-1].name
+    name = f"{int(newest) + 1:04d}"
+    folder = tmp_path / "migrations"
+    shutil.copytree(migrate.location(), folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / f"{name}_made.py").write_text(MIGRATION.format(name=name, after=newest, table=table))
+    monkeypatch.setattr(migrate, "location", lambda: folder)
+    tries = set()
+    async with empty_engine.connect() as holder, empty_engine.connect() as writer, empty_engine.connect() as looking:
+        looking = await looking.execution_options(isolation_level="AUTOCOMMIT")
+        await holder.execute(WRITES[table])
+        upgrading = asyncio.create_task(migrate.upgrade(empty_url))
+        async with asyncio.timeout(60):
+            while len(tries) < 3:
+                async with writer.begin():
+                    await writer.execute(text("SET LOCAL lock_timeout = '1s'"))
+                    await writer.execute(WRITES[table])
+                tries.update(await looking.scalars(WAITING))
+        assert not upgrading.done()
+        await holder.rollback()
+        async with asyncio.timeout(60):
+            assert await upgrading == [name]
+        columns = await looking.scalar(text(f"SELECT count(region) FROM relmsg.{table}"))
+    assert columns == 0
