@@ -179,10 +179,11 @@ def readable(header: bytes, fault: Exception, remarks: Remarks) -> Properties:
         remarks.left_out("properties", error)
         return NOTHING
     shown: dict[str, Any] = {}
+    came = properties(header, errors="surrogateescape")._asdict()
     for name, value in read._asdict().items():
-        if isinstance(value, str) and "\ufffd" in value:
+        if isinstance(value, str) and value != came[name]:
             shown[name] = value.encode()[:MAX_SHORT_BYTES].decode(errors="ignore")
-            remarks.repaired(name, fault)
+            remarks.repaired(name, fault, came[name].encode(errors="surrogateescape"))
     return read._replace(**shown)
 
 

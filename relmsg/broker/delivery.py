@@ -83,6 +83,11 @@ class Delivery:
         return self._remarks.altered if self._remarks else ()
 
     @property
+    def originals(self) -> Mapping[str, bytes]:
+        """The bytes of the properties that were repaired."""
+        return self._remarks.originals if self._remarks else {}
+
+    @property
     def cluster_id(self) -> str | None:
         """A deprecated property, which is sent on."""
         return self._remarks.cluster_id if self._remarks else None

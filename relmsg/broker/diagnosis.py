@@ -18,6 +18,7 @@ ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 TRACE_BYTES = 4 * 1024
 TEXT_BYTES = 1024
 LISTED_BYTES = 512
+ORIGINALS_BYTES = 4 * 1024  # all short properties of a message, and their names
 # In a published message RabbitMQ reads these as more routing keys: the error copy would go to other queues too.
 ROUTING = ("CC", "BCC")
 
@@ -54,6 +55,8 @@ def error_headers(
     came = _sendable(names.strip(delivery.message.headers), touched)
     diagnosis = _diagnosis(delivery, failed, consumer, failed_at, min(TEXT_BYTES, most // 16))
     listed = min(LISTED_BYTES, most // 8)
+    if delivery.originals and most > 2 * ORIGINALS_BYTES:
+        diagnosis[names.ORIGINAL_BYTES] = dict(delivery.originals)
     # Room for the list itself is set aside: dropping a header makes it longer.
     budget = most - encoded_size(diagnosis) - listed - len(names.SANITISED) - 8
     for name in sorted(came, key=lambda name: encoded_size({name: came[name]}), reverse=True):

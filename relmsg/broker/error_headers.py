@@ -21,6 +21,7 @@ ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 ORIGINAL_USER_ID = "relmsg-original-user-id"
 CONSUMER = "relmsg-consumer"
 SANITISED = "relmsg-sanitised-headers"
+ORIGINAL_BYTES = "relmsg-original-bytes"
 BODY_SIZE = "relmsg-body-size"
 BODY_SHA256 = "relmsg-body-sha256"
 
@@ -39,6 +40,7 @@ OURS = frozenset(
         ORIGINAL_USER_ID,
         CONSUMER,
         SANITISED,
+        ORIGINAL_BYTES,
         BODY_SIZE,
         BODY_SHA256,
     }

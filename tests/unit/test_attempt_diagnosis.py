@@ -1,5 +1,6 @@
 """The headers of an error copy: complete, sendable, and never over 16 KiB."""
 
+import struct
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -14,9 +15,11 @@ from relmsg.amqp.encode_table import encode_table
 from relmsg.broker import error_headers as names
 from relmsg.broker.diagnosis import error_headers
 from relmsg.broker.headers import MAX_BYTES, encoded_size
+from relmsg.broker.receiving import message_of
 from relmsg.broker.subscriber import Delivery
 from relmsg.inbox.outcome import Failed
 from relmsg.message import Message
+from tests.support.raw_amqp import properties
 
 AT = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
 
@@ -30,6 +33,7 @@ class Came:
     expiration: str | None = None
     user_id: str | None = None
     altered: tuple[str, ...] = ()
+    originals: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def message(self) -> Message:
@@ -194,3 +198,21 @@ def back_of(value: Any) -> Any:
     if isinstance(value, list):
         return [back_of(each) for each in value]
     return value
+
+
+def test_the_bytes_of_what_was_repaired_are_kept() -> None:
+    """Properties that are not UTF-8 are readable in the copy, and as they came in a header of it."""
+    came = {"message_id": b"\xff" * 255, "type": b"ord\xe9r", "app_id": b"\xfe" * 86, "reply_to": b"fine"}
+    header = struct.pack(">HHQ", 60, 0, 2) + properties(**came)
+    message, expiration, remarks = message_of(header, "e", "r", b"{}")
+    delivery = Delivery(message, "q", cast("Any", None), 1, expiration=expiration, remarks=remarks)
+    headers = error_headers(delivery, raised(CardDeclined("no")), "billing", AT)
+    assert headers["relmsg-original-bytes"] == {
+        "message_id": came["message_id"],
+        "type": came["type"],
+        "app_id": came["app_id"],
+    }
+    copy = delivery.copy(exchange="x", routing_key="q.errors", message_id=str(message.id), headers=headers)
+    again, _, _ = message_of(copy.header, "x", "q.errors", b"{}")
+    assert again.headers["relmsg-original-bytes"]["type"] == b"ord\xe9r"
+    assert error_headers(delivery, raised(CardDeclined("no")), "billing", AT, 2048).keys() >= {"relmsg-error-reason"}
