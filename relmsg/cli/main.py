@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -68,6 +69,11 @@ def build() -> typer.Typer:
     return app
 
 
+@cache
+def _command() -> Any:
+    return typer.main.get_command(build())
+
+
 def main() -> None:
     """Run the command line and leave with its exit code."""
     sys.exit(run(sys.argv[1:]))
@@ -78,8 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     state: dict[str, Any] = {"debug": False}
     try:
         failpoint.arm()
-        command = typer.main.get_command(build())
-        code = command.main(list(arguments), prog_name="relmsg", standalone_mode=False, obj=state)
+        code = _command().main(list(arguments), prog_name="relmsg", standalone_mode=False, obj=state)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):

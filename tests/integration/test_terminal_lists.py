@@ -91,7 +91,7 @@ async def test_the_outbox_and_half_messages_are_listed_one_line_each(engine, dat
         assert found.written.count("t" * 90) == 3
 
 
-async def test_the_status_of_an_outbox_tells_what_it_does_not_name(engine, database_url, processes):
+async def test_the_status_of_an_outbox_tells_what_it_does_not_name(engine, database_url, relmsg):
     """Of 1,000 held destinations 20 are named, one line each; the line behind them counts the other 980."""
     async with engine.begin() as connection:
         await connection.execute(
@@ -106,12 +106,12 @@ async def test_the_status_of_an_outbox_tells_what_it_does_not_name(engine, datab
     assert len(held) == 21
     assert max(map(len, held[:20])) <= 80
     assert "and 980 more destinations with 1460 messages, in all 1000 with 1500" in held[-1]
-    process = await processes.relmsg("outbox", "status", "--limit", "990")
-    assert await process.wait() == 0
-    assert "and 10 more destinations with 10 messages" in process.stdout
-    process = await processes.relmsg("outbox", "status", "--json")
-    assert await process.wait() == 0
-    status = json.loads(process.stdout)
+    code, output, _ = await relmsg("outbox", "status", "--limit", "990")
+    assert code == 0
+    assert "and 10 more destinations with 10 messages" in output
+    code, output, _ = await relmsg("outbox", "status", "--json")
+    assert code == 0
+    status = json.loads(output)
     assert (status["held_destinations"], status["held_messages"], len(status["held"])) == (1000, 1500, 20)
 
 
