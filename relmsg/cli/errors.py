@@ -270,7 +270,7 @@ async def _move(
             report.tell("nothing was done")
             return
         try:
-            with progress.bar() as bar:
+            with progress.bar(json=report.json) as bar:
                 report.watch = bar.counter(report.verb, most)
                 await action(errors, most, report)
         finally:

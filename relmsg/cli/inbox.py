@@ -76,7 +76,7 @@ def prune(
         if not typer.confirm(f"Forget {due} messages?", err=True):
             output.write("nothing was done")
             return
-    forgotten = _prune(found, due, flags) if due and not dry_run else {}
+    forgotten = _prune(found, due, flags, json=json) if due and not dry_run else {}
     rows: list[dict[str, Any]] = [
         {"consumer": name, "before": before, "due": count, "forgotten": forgotten.get(name, 0)}
         for name, (count, before) in found.items()
@@ -92,9 +92,9 @@ def prune(
         output.write("no consumer forgets anything")
 
 
-def _prune(found: dict[str, tuple[int, datetime]], due: int, flags: dict[str, Any]) -> dict[str, int]:
+def _prune(found: dict[str, tuple[int, datetime]], due: int, flags: dict[str, Any], *, json: bool) -> dict[str, int]:
     forgotten: dict[str, int] = {}
-    with progress.bar() as bar:
+    with progress.bar(json=json) as bar:
 
         def told(earlier: int) -> Callable[[int], None]:
             return lambda rows: bar.tell("forgetting", min(1.0, (earlier + rows) / due))

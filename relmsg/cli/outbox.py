@@ -133,7 +133,7 @@ def retry(
         await dedup_windows.warn_of_rows(backlog, chosen)
         if dry_run:
             return total
-        with progress.bar() as bar:
+        with progress.bar(json=json) as bar:
             return await run(bar.counter("brought back", total), dry_run=False)
 
     count = _with_backlog(act, database_url=database_url, schema=schema, config=config)

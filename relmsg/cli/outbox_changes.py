@@ -148,7 +148,7 @@ def _change(verb: str, chosen: Chosen, act: Act, *, dry_run: bool, yes: bool, js
             output.complain("nothing was done")
         else:
             try:
-                with progress.bar() as bar:
+                with progress.bar(json=json) as bar:
                     watch = bar.counter(verb, matching)
 
                     def done(count: int) -> None:

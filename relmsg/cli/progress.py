@@ -45,10 +45,10 @@ class Bar:
 
 
 @contextmanager
-def bar(clock: Clock | None = None) -> Iterator[Bar]:
-    """A bar that goes away at the end, so that what is printed then stands alone."""
+def bar(clock: Clock | None = None, *, json: bool = False) -> Iterator[Bar]:
+    """A bar that goes away at the end, so that what is printed then stands alone. With ``json`` none is shown."""
     clock = clock or SystemClock()
-    if not sys.stderr.isatty():
+    if json or not sys.stderr.isatty():
         yield Bar(None, clock)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
