@@ -262,6 +262,9 @@ class Settings:
 
     prefetch: int | None = _setting(None, number(int, 1, 65_535, "messages"))
     concurrency: int = _setting(8, number(int, 1, 10_000, "handlers"))
+    consumer_max_body_bytes: int = _setting(16 * 1024 * 1024, number(int, 1, 128 * 1024 * 1024, "bytes"))
+    consumer_max_json_bytes: int = _setting(16 * 1024 * 1024, number(int, 1, 128 * 1024 * 1024, "bytes"))
+    consumer_max_header_bytes: int = _setting(128 * 1024, number(int, 1, 128 * 1024, "bytes"))
     consumer_drain: float = _setting(25.0, number(float, 0, _HOUR, "seconds"))
     heartbeat: int = _setting(10, number(int, 1, 65_535, "seconds"))
 

@@ -83,9 +83,12 @@ def seal(
         None if message.expiration is None else _milliseconds(message.expiration),
         message.timestamp,
     )
-    if encryption is not None or signing is not None:
-        envelope = _protected(envelope, signing, encryption)
-    check(envelope, max_body_bytes=max_body_bytes)
+    if encryption is None and signing is None:
+        check(envelope, max_body_bytes=max_body_bytes)
+        return envelope
+    envelope = _protected(envelope, signing, encryption)
+    check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
+    _check_size(envelope.body, max_body_bytes)
     return envelope
 
 
@@ -140,10 +143,14 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_hea
         raise PropertyRefused(f"expiration is over {MAX_EXPIRATION_MS} ms (ten years), the most RabbitMQ takes")
     if not known_headers:
         check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
-    if len(envelope.body) > max_body_bytes:
+    _check_size(envelope.body, max_body_bytes)
+
+
+def _check_size(body: bytes, most: int) -> None:
+    if len(body) > most:
         raise BodyTooLarge(
-            f"the body takes {len(envelope.body)} bytes, at most {max_body_bytes} may: store it elsewhere and send a "
-            "reference, or raise max_body_bytes"
+            f"the body takes {len(body)} bytes, at most {most} may: store it elsewhere and send a reference, or raise "
+            "max_body_bytes"
         )
 
 

@@ -62,7 +62,7 @@ def consume(
     """Run an inbox's handlers until SIGTERM or Ctrl-C; then finish what runs, commit, ack and leave.
 
     The module is imported from the current directory. The database is the one its Inbox was made with. Prefetch,
-    concurrency and drain win over what the module says, where they are set here or in the environment.
+    concurrency, drain and limits win over what the module says, where they are set here or in the environment.
     """
     settings = options.settings(
         amqp_url=amqp_url,
@@ -83,6 +83,9 @@ def consume(
 
 
 async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> None:
+    for name in inbox.limits._fields:
+        if (limit := _changed(settings, f"consumer_max_{name}")) is not None:
+            inbox.limits = inbox.limits._replace(**{name: limit})
     counting = asyncio.create_task(_tell_each_minute(inbox))
     with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
         where = f", probes on port {probes.port}" if probes.port is not None else ""

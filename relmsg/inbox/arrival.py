@@ -9,7 +9,8 @@ from relmsg.broker.subscriber import Delivery
 from relmsg.db.failures import named
 from relmsg.errors import Undecodable, Unhandleable
 from relmsg.inbox.attempt import Task
-from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES, decompressed
+from relmsg.inbox.handle.content_encoding import decompressed
+from relmsg.inbox.handle.limits import Limits
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
 from relmsg.inbox.outcome import REASONS, Failed, Reason
@@ -17,6 +18,8 @@ from relmsg.inbox.registry import Registry
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
 from relmsg.security.trust import Trust
+
+DEFAULT_LIMITS = Limits()
 
 
 class Arrival:
@@ -48,7 +51,7 @@ def arrived(
     missing_id: MissingId,
     trust: Trust | None = None,
     encryption: Encryption | None = None,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Arrival:
     """Find the handler of a delivery, its identity, and what the handler will be given. Raises nothing: what goes wrong
     is why the delivery is refused."""
@@ -58,6 +61,7 @@ def arrived(
     try:
         if delivery.fault is not None:
             raise Undecodable(f"a property or header cannot be read: {named(delivery.fault)}") from delivery.fault
+        limits.check_headers(message)
         if trust is not None:
             trust.check(message, delivery.user_id)
         if message.headers:
@@ -66,7 +70,8 @@ def arrived(
         arrival.consumer = handler.consumer
         identity = arrival.identity = identify(message, handler.consumer, missing_id)
         if message.content_encoding:
-            message = decompressed(message, max_body_bytes)
+            message = decompressed(message, limits.body_bytes)
+        limits.check_decoded(handler, message)
         event = None
         if handler.parameters.decode is not None:
             otherwise = "undecodable"  # a model's own validator may raise anything, a Rust panic as well

@@ -23,6 +23,7 @@ from relmsg.inbox.consumer import Consumer
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.group import Groups
 from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES
+from relmsg.inbox.handle.limits import MAX_HEADER_BYTES, Limits
 from relmsg.inbox.handler import GROUP, GROUP_OF_LISTS, Handler, parameters
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.intake import Intake
@@ -78,6 +79,9 @@ class Inbox:
     :param heartbeat: seconds between signs of life of the broker; a silent one is noticed after three of them.
     :param max_body_bytes: the most bytes that a compressed body may have once it is decompressed, 16 MiB by default. A
         larger one goes to the error exchange.
+    :param max_json_bytes: the most bytes of a body that is decoded for a handler, 16 MiB by default. A larger one goes
+        to the error exchange.
+    :param max_header_bytes: the same for all headers together, 128 KiB by default.
     :param dedup_window: how long a handled message is remembered, 30 days by default: longer than any message can be
         under way, wait in an error queue or be replayed. One that comes again later is handled again. What is older is
         pruned while the inbox runs, by one process at a time. None: nothing is ever pruned.
@@ -100,6 +104,8 @@ class Inbox:
         heartbeat: Seconds = 10.0,
         dedup_window: Seconds | None = DEFAULT_WINDOW,
         max_body_bytes: int = MAX_BODY_BYTES,
+        max_json_bytes: int = MAX_BODY_BYTES,
+        max_header_bytes: int = MAX_HEADER_BYTES,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -129,7 +135,11 @@ class Inbox:
         self.drain = arguments.seconds("Inbox(drain=…)", drain)
         self.heartbeat = _heartbeat("Inbox(heartbeat=…)", heartbeat)
         self.dedup_window = None if dedup_window is None else _window("Inbox(dedup_window=…)", dedup_window)
-        self.max_body_bytes = arguments.whole("Inbox(max_body_bytes=…)", max_body_bytes, 1, MOST_BODY_BYTES, "bytes")
+        self.limits = Limits(
+            arguments.whole("Inbox(max_body_bytes=…)", max_body_bytes, 1, MOST_BODY_BYTES, "bytes"),
+            arguments.whole("Inbox(max_json_bytes=…)", max_json_bytes, 1, MOST_BODY_BYTES, "bytes"),
+            arguments.whole("Inbox(max_header_bytes=…)", max_header_bytes, 1, MAX_HEADER_BYTES, "bytes"),
+        )
         self.amqp_url = amqp_url
         self._missing_id = missing_id
         if trust is not None:
@@ -393,7 +403,7 @@ class Inbox:
                 fault=fault,
                 trust=self._trust,
                 encryption=self._encryption,
-                max_body_bytes=self.max_body_bytes,
+                limits=self.limits,
             )
 
         return Consumer(

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from relmsg.broker.subscriber import Delivery
-from relmsg.inbox.arrival import Arrival, arrived
+from relmsg.inbox.arrival import DEFAULT_LIMITS, Arrival, arrived
 from relmsg.inbox.dispatcher import Dispatcher
-from relmsg.inbox.handle.content_encoding import MAX_BODY_BYTES
+from relmsg.inbox.handle.limits import Limits
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import MissingId
 from relmsg.inbox.lines import Line
@@ -42,14 +42,14 @@ class Intake:
         fault: Callable[[BaseException], None],
         trust: Trust | None = None,
         encryption: Encryption | None = None,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._name = name
         self._registry = registry
         self._missing_id = missing_id
         self._trust = trust
         self._encryption = encryption
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits
         self._worker = worker
         self._together = together
         self._metrics = metrics
@@ -99,7 +99,7 @@ class Intake:
                     self._missing_id,
                     self._trust,
                     self._encryption,
-                    self._max_body_bytes,
+                    self._limits,
                 )
                 self._put(arrival)
             except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -66,7 +65,7 @@ class HmacKey:
 
     def sign(self, data: bytes) -> bytes:
         """The HMAC of these bytes."""
-        return hmac.digest(self.secret, data, hashlib.sha256)
+        return hmac.digest(self.secret, data, "sha256")
 
     def verify(self, data: bytes, signature: bytes) -> bool:
         """Whether the HMAC is that of these bytes; takes as long for a wrong one."""

@@ -21,11 +21,13 @@ from relmsg.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 OF_BOTH = {"amqp_url", "amqp_url_file", "require_tls", "probes", "log_level", "log_format"}
-OF_CONSUMER = {"prefetch", "concurrency", "consumer_drain"}
+LIMITS = {f"consumer_max_{name}_bytes" for name in ("body", "json", "header")}
+OF_CONSUMER = {"prefetch", "concurrency", "consumer_drain", *LIMITS}
 OF_NEITHER = {"config", "management_url"}
 WITHOUT_DEFAULT = {
     "database_url",
     "amqp_url",
+    "listen_url",
     "database_url_file",
     "amqp_url_file",
     "relay_name",
