@@ -18,9 +18,9 @@ from yarl import URL
 from relmsg.broker.answer import answer, really_cancelled
 from relmsg.broker.tap import Tap, TappedTransport, fits
 from relmsg.clock import Clock, SystemClock
-from relmsg.db.failures import named
 from relmsg.errors import AccessRefused, BrokerAway, RelmsgError
 from relmsg.retry import full_jitter
+from relmsg.runtime.background import Background
 from relmsg.settings import require_broker_tls
 from relmsg.tls import tls_required
 
@@ -74,12 +74,12 @@ class Connection:
         self._tap: Tap | None = None
         self._transport: asyncio.Transport | None = None
         self._up = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._keeping = Background(f"{self.name}: keep the connection up", self._keep_up, chance)
         self._closed = False
 
     async def __aenter__(self) -> Self:
         await self._first()
-        self._keep()
+        self._keeping.start()
         return self
 
     async def __aexit__(
@@ -159,9 +159,7 @@ class Connection:
     async def close(self) -> None:
         """End the connection for good; a broker that does not answer is given two seconds."""
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._keeping.stop()
         await self._drop()
 
     async def _first(self) -> None:
@@ -207,21 +205,10 @@ class Connection:
 
     async def _open_connection(self) -> aiormq.Connection:
         while True:
-            self._require_keeper()
             await self._up.wait()
             if self._current is not None and not self._current.is_closed:
                 return self._current
             await asyncio.sleep(0)  # lost a moment ago, and _keep_up has yet to hear of it
-
-    def _keep(self) -> None:
-        self._task = asyncio.create_task(self._keep_up(), name=f"{self.name}: keep the connection up")
-
-    def _require_keeper(self) -> None:
-        """Begin to keep the connection up again where that has ended: who waits for it would wait for ever."""
-        if self._task is not None and self._task.done() and not self._closed:
-            why = None if self._task.cancelled() else self._task.exception()
-            log.error("%s: connecting again after %s", self.name, "a cancellation" if why is None else named(why))
-            self._keep()
 
     async def _keep_up(self) -> None:
         while not self._closed:

@@ -363,6 +363,7 @@ class _Channel:
         self._unwritten += acks
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_plainly(channel))
+            self._writing.add_done_callback(self._written)
 
     async def _write_plainly(self, channel: aiormq.Channel) -> None:
         """One after another: an ack that overtook a ``multiple`` one would be for a message that is acked already."""
@@ -377,6 +378,11 @@ class _Channel:
             # Written or not, it must never be sent again: give the channel up, the broker then delivers again.
             self._unwritten.clear()
             self._lose(f"an ack could not be written: {error}")
+
+    def _written(self, writing: asyncio.Task[None]) -> None:
+        if writing.cancelled() or writing.exception() is not None:
+            self._unwritten.clear()
+            self._lose("an ack could not be written")
 
     def _lose(self, why: str) -> None:
         if self._tap is not None and self._channel is not None:

@@ -46,6 +46,7 @@ MEASURE_EVERY = 100  # times as long as it took: a hundredth of the time at most
 PRUNE_SECONDS = 60.0
 PRUNED_AT_ONCE = 1000
 STUCK_SECONDS = 60.0
+RETRY_SECONDS = 2.0
 
 
 class Coordinator:
@@ -218,23 +219,24 @@ class Coordinator:
 
         while True:
             began = self._clock.monotonic()
-            await self._attempt("figures", measure)
+            done = await self._attempt("figures", measure)
             took = self._clock.monotonic() - began
-            await self._clock.sleep(max(MEASURE_SECONDS, took * MEASURE_EVERY))
+            await self._clock.sleep(max(MEASURE_SECONDS, took * MEASURE_EVERY) if done else RETRY_SECONDS)
 
     async def _repeat(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:
-            await self._attempt(name, work)
-            await self._clock.sleep(seconds)
+            done = await self._attempt(name, work)
+            await self._clock.sleep(seconds if done else min(seconds, RETRY_SECONDS))
 
-    async def _attempt(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Do it; a database that is away is told, and the next time is soon enough."""
+    async def _attempt(self, name: str, work: Callable[[], Awaitable[None]]) -> bool:
+        """Do it, and tell whether it is done: a database that is away is waited for."""
         try:
             await work()
         except DatabaseAway as error:
             self._database.began(name, error)
-        else:
-            self._database.ended(name)
+            return False
+        self._database.ended(name)
+        return True
 
     async def _keep_queue(self, subscriber: Subscriber, connection: Connection) -> None:
         """Bring the queue back if somebody deletes it: the subscriber only waits for it."""

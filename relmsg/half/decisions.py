@@ -20,6 +20,7 @@ from relmsg.half.protocol import IS_PREPARED, REASON, STATE, VERB, Refusal, Verb
 from relmsg.half.sender import Sender
 from relmsg.half.state import HalfState, Resolution
 from relmsg.message import Message, uuid7
+from relmsg.runtime.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -54,18 +55,21 @@ class Decisions:
         self._came: asyncio.Queue[Delivery] = asyncio.Queue()
         self._replies = Subscriber(connection, "", self._came.put_nowait, prefetch=REPLIES, clock=clock, chance=chance)
         self._waiting: dict[str, asyncio.Future[Stated]] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = [
+            Background("answers of coordinators: subscribe", self._replies.run, chance),
+            Background("answers of coordinators: read", self._read, chance),
+        ]
 
     async def start(self) -> None:
         """Have a queue for the answers. :raises BrokerAway, AccessRefused, BrokerRefused: as the broker answers."""
         await self._replies.start()
-        self._tasks = [asyncio.create_task(self._replies.run()), asyncio.create_task(self._read())]
+        for task in self._tasks:
+            task.start()
 
     async def close(self) -> None:
         """Give up the queue; whoever still waits for an answer has UNKNOWN at once."""
         for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            await task.stop()
         await self._replies.close()
         for waiting in self._waiting.values():
             if not waiting.done():

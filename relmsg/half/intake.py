@@ -106,9 +106,18 @@ class Intake:
 
     async def run(self) -> None:
         """Carry out deliveries until ``stop`` is called and what had begun is finished."""
-        async with asyncio.TaskGroup() as tasks:
-            for line in self._lines:
-                tasks.create_task(self._work(line))
+        lines = [asyncio.create_task(self._work(line)) for line in self._lines]
+        try:
+            done, _ = await asyncio.wait(lines, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                if task.cancelled():
+                    raise RuntimeError("somebody has cancelled the task of a line of half messages")
+                task.result()
+            await asyncio.gather(*lines)
+        finally:
+            for task in lines:
+                task.cancel()
+            await asyncio.gather(*lines, return_exceptions=True)
 
     def stop(self) -> None:
         """Begin nothing more; what only waits stays unacked."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
@@ -22,6 +23,7 @@ from relmsg.half.sender import Sender
 from relmsg.half.state import Resolution
 from relmsg.message import HeaderValue
 from relmsg.retry import full_jitter
+from relmsg.runtime.background import Background
 from relmsg.runtime.isolated import is_stop
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
@@ -63,8 +65,10 @@ class Member:
         self._subscriber = Subscriber(
             connection, self._queue.name, self._take, prefetch=concurrency, clock=clock, chance=chance
         )
-        self._keeping: asyncio.Task[None] | None = None
+        self._is_started = False
+        self._keeping = Background(f"group {sender.group}: take checks", self._keep, chance)
         self._checks: set[asyncio.Task[None]] = set()
+        self._closing = False
 
     @property
     def is_consuming(self) -> bool:
@@ -78,18 +82,17 @@ class Member:
         """
         await ensure_queue(self._connection, self._queue)
         await self._subscriber.start()
-        self._keeping = asyncio.create_task(self._subscriber.run())
+        self._is_started = True
+        self._keeping.start()
 
     def start_soon(self) -> None:
         """Take checks as soon as the broker lets us; does nothing where that has been said before."""
-        if self._keeping is None:
-            self._keeping = asyncio.create_task(self._keep())
+        self._keeping.start()
 
     async def close(self) -> None:
         """Take no more checks, and give those under way five seconds; what is left over is asked again later."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.gather(self._keeping, return_exceptions=True)
+        self._closing = True
+        await self._keeping.stop()
         await self._subscriber.stop()
         if self._checks:
             _, late = await asyncio.wait(self._checks, timeout=DRAIN_SECONDS)
@@ -100,10 +103,10 @@ class Member:
 
     async def _keep(self) -> None:
         failures = 0
-        while True:
+        while not self._is_started:
             try:
                 await ensure_queue(self._connection, self._queue)
-                break
+                self._is_started = True
             except RelmsgError as error:
                 failures += 1
                 log.warning("queue %s: %s", self._queue.name, error)
@@ -113,7 +116,13 @@ class Member:
     def _take(self, delivery: Delivery) -> None:
         task = asyncio.create_task(self._handle(delivery))
         self._checks.add(task)
-        task.add_done_callback(self._checks.discard)
+        task.add_done_callback(partial(self._answered, delivery))
+
+    def _answered(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
+        self._checks.discard(task)
+        if not self._closing and (task.cancelled() or task.exception() is not None):
+            log.error("half message %s: the task of a check was cancelled by somebody else", delivery.message.id)
+            delivery.give_back()  # otherwise it would keep its place among those that are worked on
 
     async def _handle(self, delivery: Delivery) -> None:
         if delivery.redelivered:

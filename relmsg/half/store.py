@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.broker.envelope import Envelope
 from relmsg.database import read_committed_sessions
+from relmsg.db.contention import past_contention
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, failure_kind, sqlstate
 from relmsg.db.search_path import is_set_by_statement
@@ -211,7 +212,7 @@ class HalfStore:
     async def _run(self, statement: str, *values: object) -> Sequence[Any]:
         """The rows of a statement that has no values of a delivery."""
         try:
-            return await self._execute(statement, values)
+            return await past_contention(lambda: self._execute(statement, values))
         except Exception as error:
             if failure_kind(error) is None or isinstance(error, DatabaseAway):
                 raise
@@ -220,7 +221,7 @@ class HalfStore:
     async def _run_for(self, statement: str, *values: object) -> Sequence[Any]:
         """The rows of a statement with the values of a delivery, which PostgreSQL may refuse for their own sake."""
         try:
-            return await self._execute(statement, values)
+            return await past_contention(lambda: self._execute(statement, values))
         except DBAPIError as error:
             if (sqlstate(error) or "")[:2] in ABOUT_THE_VALUES:
                 raise

@@ -24,6 +24,7 @@ from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handle.internal_error import concerns_message
+from relmsg.inbox.handle.witness import Witness
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
@@ -53,8 +54,8 @@ log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
 PROBE_SECONDS = 2.0
-LOSSES_ALLOWED = 3
 FAULTS_ALLOWED = 3  # a lost connection can look like one
+LOSSES_TOGETHER = 2  # lost connections after which a message is handled alone, and before a witness
 CONTENTION_SECONDS = 300.0
 CONTENTION_BASE_SECONDS = 0.05
 CONTENTION_CAP_SECONDS = 5.0
@@ -73,6 +74,13 @@ class Task:
     """Whether a start of this message is recorded, and has to be forgotten once it has an end."""
     lost: bool = False
     """Whether the last attempt has lost its connection after our own INSERT had passed."""
+    gone: bool = False
+    """Whether it has, with or without the connections of others."""
+    losses: int = 0
+    """How often its handler was running when the connection was lost."""
+    accused: bool | None = None
+    """Whether its handler has lost the connection by what it did; None where that cannot be told."""
+    witness: Witness | None = None
     bookkeeping: bool = False
     """Whether the last attempt ended in a statement of ours beside the commit."""
     silent: bool = False
@@ -112,10 +120,10 @@ class Attempts:
         ``around`` is what each attempt is made in, such as a free slot. Where the database is away, no attempt is
         spent. The budget is for the waits between attempts; what the attempts themselves take has its own timeout.
         Contention spends no attempt: it is tried again, with backoff, for CONTENTION_SECONDS; that of our own
-        statements for as long as it lasts. A message whose handler has lost its connection LOSSES_ALLOWED times, while
-        the database answered others, has failed; so has one that has met a fault of ours FAULTS_ALLOWED times.
+        statements for as long as it lasts. A message whose handler has lost its connection again and again by what it
+        did has failed; so has one that has met a fault of ours FAULTS_ALLOWED times.
         """
-        retry, waited, attempt, met, losses, faults = task.handler.retry, 0.0, 1, 0, 0, 0
+        retry, waited, attempt, met, faults = task.handler.retry, 0.0, 1, 0, 0
         met_at: float | None = None
 
         async def once() -> Attempted:
@@ -134,10 +142,9 @@ class Attempts:
                     if now - met_at > CONTENTION_SECONDS:
                         return Failed(outcome.error, "handler_failed", attempts=attempt)
             elif isinstance(outcome, Lost):
-                losses += 1
-                if losses >= LOSSES_ALLOWED:
-                    return Failed(outcome.error, "connection_lost", attempts=losses)
-                delay = full_jitter(losses, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
+                if outcome.is_proven:
+                    return Failed(outcome.error, "connection_lost", attempts=task.losses)
+                delay = full_jitter(task.losses, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
             elif isinstance(outcome, Handled):
                 return replace(outcome, attempts=attempt)
             elif not isinstance(outcome, Failed):
@@ -165,6 +172,12 @@ class Attempts:
             )
             await self._rest.sleep(self._clock, delay)
 
+    async def step_aside(self, met: int) -> None:
+        """Wait before the next try of what has met another transaction so many times. :raises CancelledError: the
+        consumer is stopping."""
+        delay = full_jitter(met, CONTENTION_BASE_SECONDS, CONTENTION_CAP_SECONDS, self._chance)
+        await self._rest.sleep(self._clock, delay)
+
     async def once(self, task: Task) -> Attempted:
         """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
 
@@ -174,7 +187,11 @@ class Attempts:
         commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may have
         happened, and then the next attempt is a
         Duplicate. A handler that ran out of time while the database was silent is Unsettled too.
+
+        A message whose handler has lost its connection LOSSES_TOGETHER times is handled before a witness: the next time
+        it tells whether the handler did it, be it that it crashed the whole server, or whether it was an outage.
         """
+        task.gone, task.accused = False, None
         try:
             async with Opened(self._sessions) as session:
                 outcome = await self._transaction(task, session)
@@ -186,10 +203,14 @@ class Attempts:
             if concerns_message(error) and await answers(self._sessions):
                 return Failed(error, "internal_error")
             return Unsettled(error)
+        finally:
+            if task.witness is not None:
+                await task.witness.close()
+                task.witness = None
         if isinstance(outcome, Handled):
             reach("consumer.after_commit")
-        elif isinstance(outcome, Unsettled) and task.lost and await answers(self._sessions):
-            return Lost(outcome.cause)
+        elif isinstance(outcome, Unsettled) and task.gone:
+            return await self._lost(task, outcome)
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
         elif isinstance(outcome, Failed) and task.bookkeeping:
@@ -198,12 +219,23 @@ class Attempts:
             return await excused(outcome, self._sessions, task.silent)
         return outcome
 
+    async def _lost(self, task: Task, outcome: Unsettled) -> Lost | Unsettled:
+        """Whose doing it is that the connection was lost while the handler ran."""
+        task.losses += 1
+        if task.accused is False or not (task.accused or (task.lost and await answers(self._sessions))):
+            return outcome
+        return Lost(outcome.cause, is_proven=task.losses > LOSSES_TOGETHER)
+
     async def _transaction(self, task: Task, session: AsyncSession) -> Outcome:
         async with answering(patience(task.handler)):
             transaction, connection, began, is_first = await session.run_sync(self._begin, task)
         if not is_first:
             await self._commit(task, session, transaction)
             return Duplicate()
+        if task.losses >= LOSSES_TOGETHER and Witness.can_see(connection):
+            task.witness = Witness(session)
+            async with answering(ANSWER_SECONDS):
+                await task.witness.open(connection)
         called_at = self._clock.monotonic()
         context = copy_context()
         task.lost = task.bookkeeping = task.silent = False
@@ -221,7 +253,9 @@ class Attempts:
             if error is not None and is_stop(error):
                 raise error
         if error is not None:
-            task.lost = turn.is_lost()
+            task.lost, task.gone = turn.is_lost(), turn.is_gone()
+            if task.witness is not None and task.gone:
+                task.accused = await task.witness.accuses(error)
             return judged(error, turn)
         task.took = Took(ended_at - called_at, self._clock.monotonic() - ended_at + called_at - began)
         return Handled()

@@ -17,7 +17,7 @@ from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import Task, asked, excused, idle_limit, judged, patience, proven
+from relmsg.inbox.attempt import LOSSES_TOGETHER, Task, asked, excused, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handle.internal_error import concerns_message
@@ -116,8 +116,11 @@ class Groups:
             await session.close()
             await self._take_back(new, fresh[done:])
         outcome = judged(error, turn)
-        if isinstance(outcome, Unsettled) and turn.is_lost():  # alone it is told whether a message did it
-            return Failed(outcome.cause, "connection_lost")
+        if isinstance(outcome, Unsettled) and turn.is_gone():
+            for task in fresh:
+                task.losses += 1
+            if turn.is_lost() or fresh[0].losses >= LOSSES_TOGETHER:  # alone it is told whether a message did it
+                return Failed(outcome.cause, "connection_lost")
         return outcome
 
     def _begin(self, session: Session, tasks: Sequence[Task]) -> tuple[SessionTransaction, Connection, float, New]:

@@ -40,6 +40,7 @@ from relmsg.inbox.together import Together
 from relmsg.inbox.worker import Worker
 from relmsg.migrate import require_current
 from relmsg.retry import Retry, Seconds
+from relmsg.runtime.background import Background
 from relmsg.security.encryption import Encryption
 from relmsg.security.trust import Trust
 from relmsg.settings import amqp_urls, schema_in_force
@@ -284,8 +285,11 @@ class Inbox:
         # What ends it is an event of its own: the caller's may belong to others too, and is only looked at.
         ending = asyncio.Event()
         running = asyncio.create_task(self._consumer.run(ending, started), name=f"inbox {self.name}")
-        pruning = asyncio.create_task(self._pruner().run(), name=f"inbox {self.name}: pruner")
+        pruning = Background(f"inbox {self.name}: pruner", self._pruner().run)
+        pruning.start()
         told = None if stop is None else asyncio.create_task(_passed_on(stop, ending))
+        if told is not None:  # whoever cancels tasks that are not theirs ends the inbox, and not only the way to end it
+            told.add_done_callback(lambda _: ending.set())
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
@@ -295,8 +299,7 @@ class Inbox:
             raise
         finally:
             running.cancel()
-            pruning.cancel()
-            await asyncio.wait({pruning})  # it gives its connection back
+            await pruning.stop()  # it gives its connection back
             if told is not None:
                 told.cancel()
             self._consumer = None

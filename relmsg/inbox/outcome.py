@@ -75,6 +75,8 @@ class Lost:
     """The connection was lost while the handler ran, and the database answers all others."""
 
     error: BaseException
+    is_proven: bool = False
+    """Whether it is certain that the handler did it: then it is not tried again."""
 
 
 Settled: TypeAlias = Handled | Duplicate | Failed

@@ -39,13 +39,13 @@ class Starts:
         self._store = store
         self._owed: set[Identity] = set()
 
-    async def unfinished(self, identity: Identity) -> int | Unsettled:
+    async def unfinished(self, identity: Identity) -> int | Contended | Unsettled:
         """How many starts of a redelivered message have ended without a word, the first, unrecorded one included."""
         try:
             async with answering(ANSWER_SECONDS), self._sessions() as session:
                 return 1 + await self._store.starts(session, identity)
         except Exception as error:  # noqa: BLE001 - our own statement
-            return 1 if concerns_message(error) else Unsettled(error)
+            return 1 if concerns_message(error) else _met(error)
 
     async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
         """Make an attempt with its start recorded. It stays recorded only if this process does not live to see its end.
@@ -55,9 +55,7 @@ class Starts:
         try:
             await self._begin(identity)
         except Exception as error:  # noqa: BLE001 - as above
-            if is_contention(error):
-                return Contended(error, ours=True)
-            return Failed(error, "internal_error") if concerns_message(error) else Unsettled(error)
+            return Failed(error, "internal_error") if concerns_message(error) else _met(error)
         try:
             outcome = await attempt()
         except asyncio.CancelledError:
@@ -67,14 +65,14 @@ class Starts:
             await self._take_back(identity)
         return outcome
 
-    async def forget(self, identity: Identity) -> Forgotten | Unsettled:
+    async def forget(self, identity: Identity) -> Forgotten | Contended | Unsettled:
         """The message has come to an end; should it come again, it starts afresh."""
         try:
             async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.forget_starts(session, identity)
         except Exception as error:  # noqa: BLE001 - as above
             if not concerns_message(error):
-                return Unsettled(error)
+                return _met(error)
             log.error("the starts of message %s cannot be forgotten: %s", identity.message_id, brief(error))
         self._owed.discard(identity)
         return Forgotten()
@@ -92,3 +90,7 @@ class Starts:
         except Exception as error:  # noqa: BLE001 - what is recorded stands for the next start
             self._owed.add(identity)
             log.info("a start of message %s could not be taken back: %s", identity.message_id, brief(error))
+
+
+def _met(error: Exception) -> Contended | Unsettled:
+    return Contended(error, ours=True) if is_contention(error) else Unsettled(error)

@@ -49,6 +49,7 @@ SELECT pg_catalog.count(*) AS count,
     {restored} AS wait
 FROM new
 """
+SHORT_WAIT = text("SET LOCAL lock_timeout = '200ms'")
 FORGET_EACH = """
 DELETE FROM {inbox} AS i
 USING ROWS FROM (pg_catalog.unnest(:sources), pg_catalog.unnest(:message_ids)) AS t (source, message_id)
@@ -114,6 +115,7 @@ class Store:
     async def starts(self, session: AsyncSession, identity: Identity) -> int:
         """How many starts of the message are recorded and not taken back."""
         connection = await session.connection()
+        await connection.execute(SHORT_WAIT)
         found = await connection.scalar(select(self._attempt.c.starts).where(*self._is(identity)))
         return int(found or 0)
 
@@ -123,6 +125,7 @@ class Store:
         It need not survive a crash of the *server*: it counts crashes of workers. So nobody waits for the disk.
         """
         connection = await session.connection()
+        await connection.execute(SHORT_WAIT)
         await connection.execute(text("SET LOCAL synchronous_commit = off"))
         await connection.execute(self._start, identity._asdict())
 
@@ -130,14 +133,18 @@ class Store:
         """The worker has survived a start: it does not count."""
         row, starts = self._is(identity), self._attempt.c.starts
         connection = await session.connection()
+        await connection.execute(SHORT_WAIT)
         await connection.execute(text("SET LOCAL synchronous_commit = off"))
         await connection.execute(delete(self._attempt).where(*row, starts <= 1))
         await connection.execute(update(self._attempt).where(*row).values(starts=starts - 1))
 
     async def forget_starts(self, session: AsyncSession, identity: Identity) -> None:
-        """The message has come to an end: its starts count no longer."""
+        """The message has come to an end: its starts count no longer. The user's ``lock_timeout`` holds again after."""
         connection = await session.connection()
+        before = await connection.scalar(text("SELECT pg_catalog.current_setting('lock_timeout')"))
+        await connection.execute(SHORT_WAIT)
         await connection.execute(delete(self._attempt).where(*self._is(identity)))
+        await connection.execute(text("SELECT pg_catalog.set_config('lock_timeout', :wait, true)"), {"wait": before})
 
     def _is(self, identity: Identity) -> tuple[ColumnElement[bool], ...]:
         columns = self._attempt.c

@@ -192,6 +192,10 @@ class HandlersTurn:
         in_transaction = getattr(driver, "is_in_transaction", None)  # asyncpg; other drivers cannot be asked
         return in_transaction is not None and not driver.is_closed() and not in_transaction()
 
+    def is_gone(self) -> bool:
+        """Whether the connection of this transaction is gone."""
+        return _is_gone(self._connection)
+
     def is_lost(self) -> bool:
         """Whether the connection of this transaction is gone, while those of all other handlers still stand."""
         others = [each for each in _turns if each is not self._connection]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from relmsg.broker.error_exchange import CopyRefused, ErrorExchange
 from relmsg.broker.receipt import Confirmed
@@ -13,18 +14,29 @@ from relmsg.errors import KilledWorker
 from relmsg.exceptions import stack_of, trace_of
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
-from relmsg.inbox.attempt import Around, Attempts, may_take
+from relmsg.inbox.attempt import LOSSES_TOGETHER, Around, Attempts, Task, may_take
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import Attempted, DeliveryGone, Duplicate, Failed, Handled, Outcome, TaskCancelled, Unsettled
+from relmsg.inbox.outcome import (
+    Attempted,
+    Contended,
+    DeliveryGone,
+    Duplicate,
+    Failed,
+    Handled,
+    Outcome,
+    TaskCancelled,
+    Unsettled,
+)
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 from relmsg.message import canonical_id
 from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +97,7 @@ class _Journey:
         if unfinished >= UNFINISHED_ALLOWED:
             return Failed(KilledWorker(), "killed_worker", attempts=unfinished)
         await worker.error_exchange.opened()
-        around = self._around(task.identity, unfinished, may_take(task.handler))
+        around = self._around(task, unfinished)
         return await worker.attempts.handle(task, around, self._wanted)
 
     async def settle(self, outcome: Outcome) -> Outcome:
@@ -106,16 +118,32 @@ class _Journey:
         if not self._delivery.redelivered:
             return 0
         starts = self._worker.starts
-        return await self._worker.database.until_settled(lambda: starts.unfinished(identity), self._wanted)
+        return await self._stepping_aside(lambda: starts.unfinished(identity), self._wanted)
 
-    def _around(self, identity: Identity, unfinished: int, seconds: float | None) -> Around:
-        """What an attempt is made in: a slot; after a start that never ended counted; after two of them alone.
+    async def _stepping_aside(
+        self, work: Callable[[], Awaitable[T | Contended | Unsettled]], wanted: Callable[[], bool]
+    ) -> T | None:
+        """Do work of ours until it is done, None once it is not wanted any more.
+
+        Where another transaction is in the way, this message alone waits; where the database is away, all do.
+        """
+        met = 0
+        while True:
+            result = await self._worker.database.until_settled(work, wanted)
+            if not isinstance(result, Contended):
+                return cast("T | None", result)
+            met += 1
+            await self._worker.attempts.step_aside(met)
+
+    def _around(self, task: Task, unfinished: int) -> Around:
+        """What an attempt is made in: a slot; after a start that never ended counted; after two of them, or two lost
+        connections, alone.
 
         An attempt that somebody cancels who is not the consumer's end raises TaskCancelled: its start stays counted, so
         that a message that cancels its own task again and again ends in the error queue.
         """
-        slots = self._worker.slots
-        slot = slots.alone if unfinished == UNFINISHED_ALLOWED - 1 else slots.one
+        slots, identity, seconds = self._worker.slots, task.identity, may_take(task.handler)
+        is_last_start = unfinished == UNFINISHED_ALLOWED - 1
 
         async def around(attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
             async def uncancelled() -> Attempted:
@@ -126,6 +154,7 @@ class _Journey:
                         raise
                     raise TaskCancelled from error
 
+            slot = slots.alone if is_last_start or task.losses >= LOSSES_TOGETHER else slots.one
             async with slot(seconds):
                 if not self._wanted():  # lost while it waited: handling it now would only make a duplicate (C9)
                     return Unsettled(DeliveryGone())
@@ -161,7 +190,7 @@ class _Journey:
             trace = stack_of if is_secret(delivery.message.headers, failed.error) else trace_of
             log.error("message %s from %s met a fault in relmsg\n%s", message_id, delivery.queue, trace(failed.error))
         if identity is not None and delivery.redelivered:
-            await worker.database.until_settled(lambda: worker.starts.forget(identity))
+            await self._stepping_aside(lambda: worker.starts.forget(identity), lambda: True)
         return True
 
     async def _ack(self) -> None:

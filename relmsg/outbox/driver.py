@@ -14,7 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.database import READ_COMMITTED
-from relmsg.db.failures import is_refusal, waited_for
+from relmsg.db.contention import past_contention
+from relmsg.db.failures import is_contention, is_refusal, waited_for
 from relmsg.db.pooler import behind_pooler
 from relmsg.db.search_path import SET_LOCAL, is_set_by_statement
 from relmsg.errors import DatabaseAway
@@ -70,7 +71,7 @@ class Driver:
             try:
                 async with asyncio.timeout(self._deadline):
                     raw = self._raw or await self._connect()
-                    records: Sequence[Any] = await self._fetch(raw, sql, args)
+                    records: Sequence[Any] = await self._fetched(raw, sql, args)
             except asyncio.CancelledError as error:
                 await self._drop()
                 if really_cancelled():
@@ -97,6 +98,15 @@ class Driver:
         """Give the connection back."""
         async with self._lock:
             await self._drop()
+
+    async def _fetched(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
+        """The rows; where another transaction was in the way, which has rolled the statement back, it is sent again."""
+        try:
+            return await self._fetch(raw, sql, args)
+        except Exception as error:
+            if not is_contention(error) or raw.is_closed():
+                raise
+        return await past_contention(lambda: self._fetch(raw, sql, args))
 
     async def _fetch(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
         if not self._pooled:

@@ -18,6 +18,7 @@ from relmsg.errors import UsageError
 from relmsg.outbox.driver import Driver
 from relmsg.outbox.notify import apart, notification
 from relmsg.retry import full_jitter
+from relmsg.runtime.background import Background
 from relmsg.settings import schema_in_force
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Hint:
         self._sent = asyncio.Event()  # all that was wanted
         self._sent.set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: Background | None = None
         self._apart: AsyncEngine | None = None
 
     def __call__(self) -> None:
@@ -91,7 +92,8 @@ class Hint:
         self._loop = asyncio.get_running_loop()
         self._apart = apart(self._engine)
         self._driver = Driver(self._apart, deadline=DEADLINE_SECONDS)
-        self._task = asyncio.create_task(self._send())
+        self._task = Background("hints", self._send, self._chance)
+        self._task.start()
         return self
 
     async def __aexit__(
@@ -111,8 +113,7 @@ class Hint:
         assert self._apart is not None
         # Not by a cancellation of the statement: asyncpg would ask the server to cancel it, behind our back.
         self._driver.abort()
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await self._task.stop()
         await self._driver.close()
         await self._apart.dispose()
 

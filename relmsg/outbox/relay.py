@@ -329,7 +329,10 @@ class Relay:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._happened.set()
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            if not self._leaving and self._failure is None:  # its rows would be out for ever
+                self._failure = RuntimeError("somebody has cancelled the task of a batch or of a duty of the relay")
+        elif (error := task.exception()) is not None:
             self._failure = error
 
     def _duty_ended(self, task: asyncio.Task[None]) -> None:

@@ -74,13 +74,13 @@ def counted(inbox: Inbox, outcome: str, **labels: str) -> float:
     return sample(inbox, "relmsg_consumer_deliveries_total", outcome=outcome, **labels)
 
 
-async def settled(inbox: Inbox, **outcomes: int) -> None:
+async def settled(inbox: Inbox, within: float = 30, **outcomes: int) -> None:
     """Wait until so many deliveries came to these ends."""
 
     def check() -> None:
         assert {outcome: counted(inbox, outcome) for outcome in outcomes} == outcomes
 
-    await eventually(check, within=30)
+    await eventually(check, within=within)
 
 
 async def unsubscribed(broker: Broker) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from relmsg.broker.subscriber import Subscriber
 from relmsg.db.deadline import answering
+from relmsg.db.failures import is_contention
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Unsettled
@@ -39,7 +40,7 @@ def writing(sessions: async_sessionmaker[Any], store: Store, consumer: str) -> T
                 await session.run_sync(_write, store, Identity(consumer, "relmsg: trial", str(uuid.uuid4())))
                 await session.rollback()
         except Exception as error:  # noqa: BLE001 - our own statement: whatever it is, it is the database's trouble
-            return Unsettled(error)
+            return Answers() if is_contention(error) else Unsettled(error)
         return Answers()
 
     return write
