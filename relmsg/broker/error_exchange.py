@@ -22,6 +22,7 @@ from relmsg.broker.wire import Publication
 from relmsg.db.failures import named
 from relmsg.errors import RelmsgError
 from relmsg.exceptions import type_name
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.security.encryption import is_secret
 from relmsg.topology import error_queue_name
 
@@ -53,6 +54,7 @@ class ErrorExchange:
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._lines = BoundedLog(log)
         self._connection = connection
         self._exchange = exchange
         self._channel = ConfirmChannel(connection)
@@ -93,7 +95,7 @@ class ErrorExchange:
             self._doubtful.add(delivery.queue)
             return receipt
         self._doubtful.discard(delivery.queue)
-        log.warning(
+        self._lines.warning(
             "message %s (%s) from %s is in the error queue %s (%s): %s",
             copy.message_id,
             delivery.message.type,
@@ -101,6 +103,7 @@ class ErrorExchange:
             copy.routing_key,
             failed.reason,
             type_name(failed.error) if is_secret(delivery.message.headers, failed.error) else named(failed.error),
+            about=f"from {delivery.queue}: {failed.reason}",
         )
         return receipt
 
@@ -138,7 +141,7 @@ class ErrorExchange:
         }
         key = error_queue_name(delivery.queue)
         for make in smaller_copies(delivery, self._exchange, key, message_id, headers, minimal):
-            log.warning(
+            self._lines.warning(
                 "message %s from %s: the error copy was refused: %s", message_id, delivery.queue, named(refused)
             )
             try:

@@ -19,6 +19,7 @@ from relmsg.exceptions import trace_of
 from relmsg.half.protocol import Answer
 from relmsg.half.state import Resolution
 from relmsg.message import Message
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import isolated
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ class Checkers:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
+        self._lines = BoundedLog(log)
         self._checkers: dict[str, Checker] = {}
 
     def __bool__(self) -> bool:
@@ -111,12 +113,12 @@ class Checkers:
         """
         checker = self.find(half.type)
         if checker is None:
-            log.error("half message %s: no checker is registered for its type %r", half.id, half.type)
+            self._lines.error("half message %s: no checker is registered for its type %r", half.id, half.type)
             return Answer.NO_CHECKER
         said = await self._said(checker, half)
         if isinstance(said, Resolution):
             return ANSWERS[said]
-        log.error(
+        self._lines.error(
             "half message %s: checker %s returned %s instead of a Resolution", half.id, name_of(checker), _shown(said)
         )
         return Answer.UNKNOWN
@@ -134,9 +136,9 @@ class Checkers:
         except asyncio.CancelledError:
             if really_cancelled():
                 raise
-            log.error("half message %s: checker %s was cancelled from inside", half.id, name_of(checker))
+            self._lines.error("half message %s: checker %s was cancelled from inside", half.id, name_of(checker))
         except TimeoutError as error:
-            log.error(
+            self._lines.error(
                 "half message %s: checker %s timed out, %g s are the limit\n%s",
                 half.id,
                 name_of(checker),
@@ -144,7 +146,7 @@ class Checkers:
                 trace_of(error),
             )
         except BaseException as error:  # noqa: BLE001 - also what is no Exception says nothing of the transaction
-            log.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace_of(error))
+            self._lines.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace_of(error))
         return said[0] if said else Resolution.UNKNOWN
 
 

@@ -24,6 +24,7 @@ from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.half.protocol import checks_of
 from relmsg.half.state import HalfState
 from relmsg.half.store import DueCheck, HalfStore
+from relmsg.runtime.bounded_log import BoundedLog
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Checks:
         self._metrics = metrics
         self._chance = chance
         self._postpone = postpone
+        self._lines = BoundedLog(log)
 
     async def scan(self, limit: int) -> int:
         """Look once at what is due, and send at most ``limit`` checks; how many were claimed.
@@ -104,7 +106,7 @@ class Checks:
     async def _park(self) -> None:
         parked = await self._store.park()
         for each in parked:
-            log.warning(
+            self._lines.warning(
                 "half message %s (%s) of group %r is parked: %d checks and no decision, the last answer was %s; decide "
                 "with `relmsg half commit`, `rollback` or `resume`",
                 each.half_id,
@@ -137,7 +139,7 @@ class Checks:
         except BrokerAway:
             raise
         except RelmsgError as error:
-            log.warning("group %r cannot be asked: %s", group, error)
+            self._lines.warning("group %r cannot be asked: %s", group, error)
             return None
         return _Room(waiting, MOST_WAITING - waiting)
 
@@ -157,7 +159,7 @@ class Checks:
             try:
                 checks.append(half.check(number))
             except Exception as error:  # noqa: BLE001 - one half message must not keep the others from being checked
-                log.error("half message %s: no check can be made of it: %s", half.half_id, named(error))
+                self._lines.error("half message %s: no check can be made of it: %s", half.half_id, named(error))
         try:
             receipts = await self._channel.publish(checks)
         except RelmsgError as error:

@@ -34,6 +34,7 @@ from relmsg.half_rules import Rule, rule_for
 from relmsg.message import uuid7
 from relmsg.outage import Outage
 from relmsg.retry import full_jitter
+from relmsg.runtime.bounded_log import BoundedLog
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ class Intake:
         self._stopping = asyncio.Event()
         self._clock = clock or SystemClock()
         self._here = 0
+        self._bounded = BoundedLog(log, self._clock.monotonic)
         self._moved_at = self._clock.monotonic()
 
     def stuck_seconds(self) -> float:
@@ -158,9 +160,11 @@ class Intake:
                 faults.append(error)
                 if len(faults) == FAULTS_ALLOWED:
                     self._metrics.failed()
-                    log.error("a delivery to %s met a fault in relmsg\n%s", COORDINATOR, trace_of(error))
+                    self._bounded.error("a delivery to %s met a fault in relmsg\n%s", COORDINATOR, trace_of(error))
                 elif len(faults) > FAULTS_ALLOWED:
-                    log.error("a delivery to %s is left unacked, a person has to look: %s", COORDINATOR, named(error))
+                    self._bounded.error(
+                        "a delivery to %s is left unacked, a person has to look: %s", COORDINATOR, named(error)
+                    )
                     break
             else:
                 if await delivery.ack():
@@ -182,7 +186,7 @@ class Intake:
         reach("coordinator.before_statement")
         if isinstance(word, Half) and (why := self._forbidden(word)) is not None:
             await self._store.refuse(word.half_id, group=word.group, user_id=word.user_id, by=NOT_ALLOWED)
-            log.error("half message %s is refused: group %r: %s", word.half_id, word.group, why)
+            self._bounded.error("half message %s is refused: group %r: %s", word.half_id, word.group, why)
             await self._refuse(delivery, HalfNotAllowed(f"group {word.group!r}: {why}"), "half_not_allowed")
             return
         try:
@@ -220,7 +224,7 @@ class Intake:
         metrics = self._metrics
         if decided.refusal is not None:
             metrics.refused(decided.refusal)
-            log.warning(
+            self._bounded.warning(
                 "half message %s: a %s of group %r (login %s) does not count: %s",
                 word.half_id,
                 type(word).__name__.lower(),
@@ -238,7 +242,9 @@ class Intake:
             case Answered(answer=answer) if decided.refusal is None:
                 metrics.answered(answer)
                 if answer is Answer.NO_CHECKER:
-                    log.warning("half message %s: group %r has no checker for its type", word.half_id, word.group)
+                    self._bounded.warning(
+                        "half message %s: group %r has no checker for its type", word.half_id, word.group
+                    )
         if decided.changed and decided.state.is_final:
             if not isinstance(word, Half):
                 metrics.ended(decided.state)

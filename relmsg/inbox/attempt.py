@@ -47,6 +47,7 @@ from relmsg.inbox.store import Store
 from relmsg.inbox.transaction import HandlersTurn, Opened
 from relmsg.message import Message
 from relmsg.retry import full_jitter
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import is_stop, isolated
 from relmsg.security.encryption import is_secret
 
@@ -113,6 +114,7 @@ class Attempts:
         self._rest = rest
         self._clock = clock
         self._chance = chance
+        self._lines = BoundedLog(log, clock.monotonic)
 
     async def handle(self, task: Task, around: Around, wanted: Callable[[], bool] = lambda: True) -> Outcome:
         """Try until the message is handled, or its retries are spent, or it is not ``wanted`` any more.
@@ -162,7 +164,7 @@ class Attempts:
                 attempt += 1
                 waited += delay
             self._metrics.retried(task.handler)
-            log.info(
+            self._lines.info(
                 "message %s (%s): %s, tried again in %.2f s: %s",
                 task.identity.message_id,
                 task.message.type,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from relmsg.broker.error_exchange import CopyRefused, ErrorExchange
@@ -33,6 +33,7 @@ from relmsg.inbox.outcome import (
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 from relmsg.message import canonical_id
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Worker:
     error_exchange: Gate
     slots: Slots
     metrics: Metrics
+    lines: BoundedLog = field(default_factory=lambda: BoundedLog(log))
 
     async def handle(self, arrival: Arrival, waits: Callable[[], None]) -> Outcome:
         """Handle a delivery and settle it. What comes back has been carried out.
@@ -181,7 +183,7 @@ class _Journey:
             return False
         if isinstance(answer, CopyRefused):
             worker.metrics.set_aside(consumer, delivery.queue)
-            log.error(
+            worker.lines.error(
                 "message %s from %s is left unacked, a person has to look: %s", message_id, delivery.queue, answer
             )
             return False
