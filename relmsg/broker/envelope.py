@@ -51,6 +51,9 @@ class Envelope(NamedTuple):
     timestamp: datetime | None = None
 
 
+HEADERS = Envelope._fields.index("headers")
+
+
 def seal(
     message: Message,
     *,
@@ -93,13 +96,17 @@ def seal(
 
 
 def _protected(envelope: Envelope, signing: Signing | None, encryption: Encryption | None) -> Envelope:
-    check(envelope, max_body_bytes=sys.maxsize)  # before, so that the message's own faults are told and no others
+    # Before, so that the message's own faults are told and no others. Headers in a dict are held against their rules
+    # together with those that join them here.
+    check(envelope, max_body_bytes=sys.maxsize, known_headers=envelope.headers.__class__ is dict)
     if encryption is not None:
         bound = (envelope.message_id, envelope.type, envelope.source, envelope.ordering_key, envelope.content_type)
         body, told = encryption.encrypt(envelope.body, *bound)
         envelope = envelope._replace(body=body, headers={**envelope.headers, ENCRYPTION: told})
     if signing is not None:
-        envelope = envelope._replace(headers={**envelope.headers, SIGNATURE: signing.header(envelope)})
+        values: list[Any] = list(envelope)  # _replace takes twice as long
+        values[HEADERS] = {**envelope.headers, SIGNATURE: signing.header(envelope)}
+        envelope = Envelope._make(values)
     return envelope
 
 

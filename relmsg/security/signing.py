@@ -13,6 +13,7 @@ import binascii
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol
 
 from relmsg.errors import UsageError
@@ -173,19 +174,33 @@ class Signed(Protocol):
 
 def signed_bytes(key: SigningKey | VerifyingKey, sealed: Signed) -> bytes:
     """What a signature is made of; the module's docstring tells it to those who write another client."""
-    texts = (
-        "relmsg-signature-v1",
-        key.algorithm,
-        key.id,
-        sealed.message_id,
-        sealed.type,
-        sealed.source,
-        sealed.ordering_key,
-        sealed.content_type or None,
-        sealed.content_encoding or None,
+    raw = sealed.message_id.encode()
+    key_bytes = None if sealed.ordering_key is None else sealed.ordering_key.encode()
+    parts = (
+        _front(key.algorithm, key.id),
+        b"%d:%b" % (len(raw), raw),
+        _common(sealed.type, sealed.source),
+        b"-" if key_bytes is None else b"%d:%b" % (len(key_bytes), key_bytes),
+        _common(sealed.content_type or None, sealed.content_encoding or None),
+        b"%d:" % len(sealed.body),
+        sealed.body,
     )
-    parts = [b"-" if text is None else b"%d:%b" % (len(raw := text.encode()), raw) for text in texts]
-    return b"".join((*parts, b"%d:" % len(sealed.body), sealed.body))
+    return b"".join(parts)
+
+
+@lru_cache(maxsize=1024)
+def _front(algorithm: str, key_id: str) -> bytes:
+    return _written("relmsg-signature-v1", algorithm, key_id)
+
+
+@lru_cache(maxsize=1024)
+def _common(*texts: str | None) -> bytes:
+    """What many messages have in common is written once."""
+    return _written(*texts)
+
+
+def _written(*texts: str | None) -> bytes:
+    return b"".join(b"-" if text is None else b"%d:%b" % (len(raw := text.encode()), raw) for text in texts)
 
 
 class Claim:
