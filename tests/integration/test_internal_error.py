@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from collections.abc import Callable
 from typing import Any
@@ -113,7 +114,9 @@ async def test_a_fault_met_with_one_message_is_its_outcome(
         monkeypatch.undo()
         raised = break_line(monkeypatch, kind)
     ids = [str(number) for number in range(10)]
-    await place(broker, *ids[:5], "bad", *ids[5:])
+    # With headers and compressed, so that each stage has work to do.
+    packed = {"body": gzip.compress(b"{}"), "content_encoding": "gzip", "headers": {"tenant": "a"}}
+    await place(broker, *ids[:5], "bad", *ids[5:], **packed)
     inbox = inbox_of(way, sessions)
     async with running(inbox, amqp_url):
         await settled(inbox, handled=10, failed=1)
