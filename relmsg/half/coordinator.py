@@ -22,6 +22,7 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
 from relmsg.broker.error_exchange import ErrorExchange
+from relmsg.broker.long_pause import LongPause
 from relmsg.broker.subscriber import Subscriber
 from relmsg.clock import Clock, SystemClock
 from relmsg.database import create_engine
@@ -29,6 +30,7 @@ from relmsg.errors import AccessRefused, DatabaseAway, RelmsgError
 from relmsg.half.checks import Checks
 from relmsg.half.intake import Intake
 from relmsg.half.metrics import CoordinatorMetrics
+from relmsg.half.pause import DatabasePause
 from relmsg.half.protocol import COORDINATOR, coordinator_queue
 from relmsg.half.store import ANSWER_SECONDS, HalfStore
 from relmsg.half_rules import half_rules
@@ -160,8 +162,10 @@ class Coordinator:
             await subscriber.start()
             self.started.set()
             log.info("coordinating the half messages of queue %s", COORDINATOR)
+            pause = DatabasePause(store, intake, self._database, clock=self._clock, chance=self._chance)
             duties = [
                 subscriber.run(),
+                LongPause(pause.away_for, pause.back, [subscriber]).run(),
                 self._beat(),
                 self._keep_queue(subscriber, publishing),
                 self._repeat("checks", self._scan_every, lambda: self._check(checks)),

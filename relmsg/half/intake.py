@@ -57,7 +57,8 @@ class _Failed:
 class Intake:
     """Carries out what deliveries want, those of one half message in the order they came.
 
-    While the database is away, or the error queue does not take what belongs there, deliveries wait unacked.
+    While the database is away, or the error queue does not take what belongs there, deliveries wait unacked, until they
+    are carried out or the broker has taken them back.
     """
 
     def __init__(
@@ -95,6 +96,12 @@ class Intake:
     def stuck_seconds(self) -> float:
         """For how long deliveries have been here and none was settled; 0 while a service that they need is away."""
         if not self._here or self._database.reason is not None or self._error_queue.reason is not None:
+            return 0.0
+        return self._clock.monotonic() - self._moved_at
+
+    def waiting_for_database_seconds(self) -> float:
+        """For how long deliveries have been here and none was settled; 0 while the database is not away."""
+        if not self._here or self._database.reason is None:
             return 0.0
         return self._clock.monotonic() - self._moved_at
 

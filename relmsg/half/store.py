@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from sqlalchemy.exc import DBAPIError
@@ -191,6 +191,11 @@ class HalfStore:
         """Forget those that ended so long ago, at most ``limit``; how many they were."""
         return len(await self._run(sql.PRUNE, older_than, limit))
 
+    async def try_to_write(self) -> None:
+        """Write a row of no half message and roll it back: a ping would be answered by a server that is read-only."""
+        values = (uuid4(), "relmsg: trial", None, HalfState.ROLLED_BACK.value, "relmsg: trial")
+        await self._run(sql.KEEP, *values, keeps=False)
+
     async def figures(self) -> Figures:
         """What waits, and how long."""
         (found,) = await self._run(sql.FIGURES)
@@ -209,10 +214,11 @@ class HalfStore:
             refusal = Refusal.ANOTHER_USER
         return Decided(HalfState(row.state), refusal)
 
-    async def _run(self, statement: str, *values: object) -> Sequence[Any]:
-        """The rows of a statement that has no values of a delivery."""
+    async def _run(self, statement: str, *values: object, keeps: bool = True) -> Sequence[Any]:
+        """The rows of a statement that has no values of a delivery; rolled back unless it ``keeps``."""
+        execute = self._execute if keeps else self._roll_back
         try:
-            return await past_contention(lambda: self._execute(statement, values))
+            return await past_contention(lambda: execute(statement, values))
         except Exception as error:
             if failure_kind(error) is None or isinstance(error, DatabaseAway):
                 raise
@@ -236,6 +242,12 @@ class HalfStore:
         async with answering(ANSWER_SECONDS), opened as connection:
             result = await connection.exec_driver_sql(statement.format(**self._names), tuple(values))
             return result.all() if result.returns_rows else ()
+
+    async def _roll_back(self, statement: str, values: Sequence[object]) -> Sequence[Any]:
+        async with answering(ANSWER_SECONDS), self._engine.connect() as connection:
+            await connection.exec_driver_sql(statement.format(**self._names), tuple(values))
+            await connection.rollback()
+        return ()
 
 
 def _columns(envelope: Envelope) -> tuple[object, ...]:

@@ -6,14 +6,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from relmsg.broker.connection import Connection
+from relmsg.broker.long_pause import LONG_SECONDS, LongPause
 from relmsg.broker.subscriber import Subscriber, require_queue
 from relmsg.clock import Clock
 from relmsg.db.failures import named
 from relmsg.exceptions import trace_of
-from relmsg.inbox.consume.long_pause import LONG_SECONDS, LongPause, Trial
+from relmsg.inbox.consume.long_pause import Trial
 from relmsg.inbox.intake import Intake
 from relmsg.inbox.outcome import TaskCancelled
 from relmsg.inbox.rest import Rest
@@ -118,7 +120,9 @@ class Consumer:
             started()
             keeping = [asyncio.create_task(subscriber.run()) for subscriber in self._subscribers]
             keeping.append(asyncio.create_task(self._beat()))
-            pause = LongPause(self._worker.database, self._trial, self._subscribers, self._long_pause)
+            gate = self._worker.database
+            back = partial(gate.until_settled, self._trial)
+            pause = LongPause(gate.shut_for, back, self._subscribers, self._long_pause)
             keeping.append(asyncio.create_task(pause.run()))
             stopped = asyncio.create_task(stop.wait())
             ends: set[asyncio.Future[Any]] = {stopped, *keeping}
