@@ -16,6 +16,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 BINARY = "application/octet-stream"
 BYTE_ORDER_MARK = "\ufeff".encode()
+MAX_SHOWN_DEPTH = 200
 
 
 def encode_body(body: object) -> tuple[bytes, str]:
@@ -63,6 +64,28 @@ def decoder_for(target: Any) -> Callable[[bytes], Any] | None:
         decode = msgspec.json.Decoder(target).decode
         return lambda body: _decode(decode, body)
     return None
+
+
+def readable_json(text: bytes | str) -> Any:
+    """The value of JSON text that is to be shown, and so has to be encoded again.
+
+    :raises ValueError: it is no JSON, or is nested deeper than 200 levels: some of that can be decoded and not encoded.
+    """
+    try:
+        content = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(text_of(error)) from error
+    level = [content]
+    for _ in range(MAX_SHOWN_DEPTH):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"nested deeper than {MAX_SHOWN_DEPTH} levels")
 
 
 def is_pydantic(target: Any) -> bool:

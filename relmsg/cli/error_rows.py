@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -11,9 +12,9 @@ import msgspec
 
 from relmsg.broker.error_entry import ErrorEntry
 from relmsg.cli import output
+from relmsg.codec import readable_json
 
 COLUMNS = ("message_id", "type", "exception", "failed_at", "reason", "exception_message")
-MAX_DEPTH = 200  # levels of JSON that are printed as such
 LONG = ("stacktrace", "headers", "properties", "body")  # in `show` only
 
 
@@ -52,32 +53,12 @@ def _body(entry: ErrorEntry) -> tuple[Any, str]:
     """The body as JSON where it says so and is, and is not nested too deep; else as text, else as base64; and which of
     these."""
     if "json" in str(entry.properties.get("content_type", "")):
-        try:
-            content = msgspec.json.decode(entry.body)
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            pass
-        else:
-            if _is_shallow(content):
-                return content, "json"
+        with suppress(ValueError):
+            return readable_json(entry.body), "json"
     try:
         return entry.body.decode(), "text"
     except UnicodeDecodeError:
         return b64encode(entry.body).decode(), "base64"
-
-
-def _is_shallow(content: Any) -> bool:
-    """Whether JSON can be printed: what is nested too deep for that can be decoded, by a little."""
-    level = [content]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, dict | list)
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-        if not level:
-            return True
-    return False
 
 
 def write_whole(row: dict[str, Any]) -> None:

@@ -99,7 +99,7 @@ def show(
         return
     for row in shown:
         for column, value in row.items():
-            output.write(output.printable(f"{column:<17}{'' if value is None else value}"))
+            output.write(f"{column:<17}{output.cell(value)}".rstrip())
 
 
 @app.command()

@@ -120,7 +120,8 @@ def text(body: bytes) -> str:
 
 def printable(text: str) -> str:
     """The text on one line, with what could steer a terminal replaced."""
-    return "".join(each if each.isprintable() else "�" for each in " ".join(text.split()))
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(each if each.isprintable() else "�" for each in line)
 
 
 def write(line: str) -> None:

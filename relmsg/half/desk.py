@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Double, Interval, Select, Update, cast, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Select, Update, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from relmsg.arguments import shown
+from relmsg import arguments
+from relmsg.db.readable import readable_time, seconds, shown, with_headers
 from relmsg.errors import HalfUnknown, UsageError
 from relmsg.half.state import DECIDES, OPEN, HalfState, Resolution
 from relmsg.half.statements import MESSAGE
@@ -40,7 +41,7 @@ def half_uuid(name: UUID | str) -> UUID:
     try:
         return name if isinstance(name, UUID) else UUID(name)
     except (ValueError, AttributeError, TypeError):
-        raise UsageError(f"{shown(name)} is no id of a half message: give the message's id, a UUID") from None
+        raise UsageError(f"{arguments.shown(name)} is no id of a half message: give the message's id, a UUID") from None
 
 
 class Desk:
@@ -64,7 +65,8 @@ class Desk:
         message_type: str | None = None,
         limit: int = 50,
     ) -> Sequence[Mapping[str, Any]]:
-        """The oldest half messages in these states, without headers and bodies. ``age`` and spans are seconds."""
+        """The oldest half messages in these states, without headers and bodies. ``age`` and spans are seconds; a text
+        of more than 2,000 characters is cut."""
         half = self._half
         query = (
             self._columns(without=("headers", "body"))
@@ -77,7 +79,7 @@ class Desk:
             return [dict(each) for each in (await connection.execute(query)).mappings()]
 
     async def show(self, half_id: UUID | str) -> Mapping[str, Any]:
-        """Everything about one half message.
+        """Everything about one half message. Headers that are nested deeper than 200 levels are the text of their JSON.
 
         :raises HalfUnknown: there is none with this id.
         """
@@ -87,7 +89,7 @@ class Desk:
             row = found.mappings().one_or_none()
         if row is None:
             raise _unknown(half_id)
-        return dict(row)
+        return with_headers(row)
 
     async def decide(self, half_id: UUID | str, resolution: Resolution, by: str) -> Standing:
         """Commit or roll back an open half message in the name of ``operator BY``. Again, or too late, it changes
@@ -154,7 +156,7 @@ class Desk:
     async def _standing(self, connection: AsyncConnection, half_id: UUID | str, *, changed: bool) -> Standing:
         # A statement of its own: it sees what another session has committed while ours waited for the row.
         half = self._half
-        query = select(half.c.half_id, half.c.state, half.c.decided_by, half.c.decided_at)
+        query = select(half.c.half_id, half.c.state, half.c.decided_by, shown(half.c.decided_at, whole=True))
         row = (await connection.execute(query.where(half.c.half_id == half_uuid(half_id)))).one_or_none()
         if row is None:
             raise _unknown(half_id)
@@ -162,13 +164,9 @@ class Desk:
 
     def _columns(self, *, without: Collection[str] = ()) -> Select[Any]:
         half = self._half
-        shown = [
-            _seconds(column).label(column.name) if isinstance(column.type, Interval) else column
-            for column in half.columns
-            if column.name not in without
-        ]
-        age = _seconds(func.clock_timestamp() - half.c.created_at)
-        return select(*shown, age.label("age"), func.octet_length(half.c.body).label("bytes"))
+        columns = [shown(column, whole=not without) for column in half.columns if column.name not in without]
+        age = seconds(func.clock_timestamp() - readable_time(half.c.created_at))
+        return select(*columns, age.label("age"), func.octet_length(half.c.body).label("bytes"))
 
     def _filters(self, group: str | None, message_type: str | None) -> list[ColumnElement[bool]]:
         half = self._half
@@ -176,13 +174,9 @@ class Desk:
         return [column == value for column, value in given if value is not None]
 
 
-def _seconds(span: ColumnElement[Any]) -> ColumnElement[float]:
-    return cast(func.extract("epoch", span), Double)
-
-
 def _decided(by: str) -> dict[str, Any]:
     if not by.strip() or not by.isprintable() or len(by.encode()) > MAX_NAME_BYTES:
-        raise UsageError(f"who decides is a name of 1 to {MAX_NAME_BYTES} printable bytes, not {shown(by)}")
+        raise UsageError(f"who decides is a name of 1 to {MAX_NAME_BYTES} printable bytes, not {arguments.shown(by)}")
     return {"decided_by": f"operator {by}", "decided_at": func.clock_timestamp()}
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, ColumnElement, DateTime, Select, Text, and_, case, func, select
+from sqlalchemy import ARRAY, Select, Text, and_, case, func, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from relmsg.db.readable import listed, readable_time, shown, with_headers
 from relmsg.outbox.changes import Changes, Chosen, Done, named
 from relmsg.schema import tables
 from relmsg.settings import schema_in_force
 
 MOST_DESTINATIONS = 20
-EARLIEST, LATEST = datetime(1, 1, 2, tzinfo=UTC), datetime(9999, 12, 30, tzinfo=UTC)
 
 
 class Backlog:
@@ -49,11 +48,10 @@ class Backlog:
         row, slot, relay = self._rows, self._tables.outbox_slot, self._tables.outbox_relay
         now = func.clock_timestamp()
         waiting = row.c.parked_at.is_(None)
+        oldest = func.extract("epoch", now - func.min(readable_time(row.c.created_at)).filter(waiting))
         counts = select(
             func.count().filter(waiting).label("waiting"),
-            func.coalesce(func.extract("epoch", now - func.min(_readable(row.c.created_at)).filter(waiting)), 0).label(
-                "oldest"
-            ),
+            func.coalesce(oldest, 0).label("oldest"),
             func.count().filter(~waiting).label("parked"),
         )
         # A destination may have several reasons, one a probe: it stands here once, with the latest of them.
@@ -67,7 +65,8 @@ class Backlog:
         messages = func.count()
         held_ones = (
             select(
-                *(stuck.c.exchange, stuck.c.routing_key, stuck.c.reason, messages.label("messages")),
+                *(listed(stuck.c[name]).label(name) for name in ("exchange", "routing_key", "reason")),
+                messages.label("messages"),
                 func.count().over().label("destinations"),
                 func.sum(messages).over().label("all_messages"),
             )
@@ -78,7 +77,7 @@ class Backlog:
             .limit(destinations)
         )
         relays = (
-            select(relay.c.owner.label("relay"), func.count(slot.c.slot).label("slots"))
+            select(listed(relay.c.owner).label("relay"), func.count(slot.c.slot).label("slots"))
             .outerjoin(slot, and_(slot.c.owner == relay.c.owner, slot.c.expires_at > now))
             .where(relay.c.expires_at > now)
             .group_by(relay.c.owner)
@@ -88,14 +87,14 @@ class Backlog:
             figures = (await connection.execute(counts)).one()
             held = (await connection.execute(held_ones)).mappings().all()
             alive = [dict(each) for each in (await connection.execute(relays)).mappings()]
-        shown = ("exchange", "routing_key", "reason", "messages")
+        told = ("exchange", "routing_key", "reason", "messages")
         return {
             "waiting": figures.waiting,
             "oldest_seconds": round(float(figures.oldest), 3),
             "parked": figures.parked,
             "held_destinations": held[0]["destinations"] if held else 0,
             "held_messages": int(held[0]["all_messages"]) if held else 0,
-            "held": [{name: each[name] for name in shown} for each in held],
+            "held": [{name: each[name] for name in told} for each in held],
             "relays": alive,
         }
 
@@ -107,7 +106,7 @@ class Backlog:
         message_type: str | None = None,
         limit: int = 50,
     ) -> Sequence[Mapping[str, Any]]:
-        """The oldest messages, without their bodies."""
+        """The oldest messages, without headers and bodies; a text of more than 2,000 characters is cut."""
         row = self._rows
         query = self._columns(with_body=False).order_by(row.c.id).limit(limit)
         if parked is not None:
@@ -120,10 +119,13 @@ class Backlog:
             return [dict(each) for each in (await connection.execute(query)).mappings()]
 
     async def show(self, name: str) -> Sequence[Mapping[str, Any]]:
-        """Everything about the rows of one row id or message id; a message id may stand in several rows."""
+        """Everything about the rows of one row id or message id; a message id may stand in several rows.
+
+        Headers that are nested deeper than 200 levels are the text of their JSON.
+        """
         async with self._engine.connect() as connection:
             query = self._columns(with_body=True).where(named(self._rows, [name])).order_by(self._rows.c.id)
-            return [dict(each) for each in (await connection.execute(query)).mappings()]
+            return [with_headers(each) for each in (await connection.execute(query)).mappings()]
 
     async def retry(
         self,
@@ -150,14 +152,9 @@ class Backlog:
     def _columns(self, *, with_body: bool) -> Select[Any]:
         row = self._rows
         state = case((row.c.parked_at.is_(None), "waiting"), else_="parked").label("state")
-        shown = [
-            _readable(column).label(column.name) if isinstance(column.type, DateTime) else column
+        columns = [
+            shown(column, whole=with_body)
             for column in row.columns
             if with_body or column.name not in ("body", "headers")
         ]
-        return select(*shown, state, func.octet_length(row.c.body).label("bytes"))
-
-
-def _readable(time: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A time, or the nearest one that Python knows: one row with another would fail the whole query."""
-    return case((time.is_not(None), func.greatest(EARLIEST, func.least(LATEST, time))))
+        return select(*columns, state, func.octet_length(row.c.body).label("bytes"))
