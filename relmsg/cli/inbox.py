@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from relmsg.cli import brief, options, output, progress
-from relmsg.errors import UsageError
+from relmsg.errors import RelmsgError, UsageError
 from relmsg.inbox.memory import Memory
 
 T = TypeVar("T")
@@ -100,9 +100,15 @@ def _prune(found: dict[str, tuple[int, datetime]], due: int, flags: dict[str, An
             return lambda rows: bar.tell("forgetting", min(1.0, (earlier + rows) / due))
 
         async def forget(memory: Memory) -> None:
+            problems = []
             for name, (count, before) in found.items():
                 if count:
-                    forgotten[name] = await memory.prune(name, before, told(sum(forgotten.values())))
+                    try:
+                        forgotten[name] = await memory.prune(name, before, told(sum(forgotten.values())))
+                    except RelmsgError as error:  # of one consumer: the others forget all the same
+                        problems.append(error)
+            if problems:
+                raise problems[0]
 
         _with_memory(forget, **flags)
     return forgotten

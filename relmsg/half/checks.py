@@ -16,14 +16,16 @@ from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
 from relmsg.broker.receipt import Confirmed
+from relmsg.clock import Clock, SystemClock
 from relmsg.db.failures import named
 from relmsg.errors import BrokerAway, RelmsgError
 from relmsg.failpoint import reach
 from relmsg.half.half import Half
 from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.half.protocol import checks_of
+from relmsg.half.set_aside import SetAside
 from relmsg.half.state import HalfState
-from relmsg.half.store import DueCheck, HalfStore
+from relmsg.half.store import DueCheck, HalfStore, Parked
 from relmsg.runtime.bounded_log import BoundedLog
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Checks:
         metrics: CoordinatorMetrics,
         chance: Callable[[], float],
         postpone: timedelta,
+        clock: Clock | None = None,
     ) -> None:
         self._store = store
         self._connection = connection
@@ -76,6 +79,8 @@ class Checks:
         self._chance = chance
         self._postpone = postpone
         self._lines = BoundedLog(log)
+        self._refused = SetAside("checked", clock or SystemClock())
+        self._not_parked = SetAside("parked", clock or SystemClock())
 
     async def scan(self, limit: int) -> int:
         """Look once at what is due, and send at most ``limit`` checks; how many were claimed.
@@ -86,7 +91,7 @@ class Checks:
         rooms: dict[str, _Room | None] = {}
         claimed = 0
         for _ in range(ROUNDS):
-            due = await self._store.due(limit - claimed)
+            due = await self._store.due(limit - claimed, self._refused())
             if not due:
                 break
             try:
@@ -96,15 +101,40 @@ class Checks:
                 break
             claimed += await self._send(plan.send)
             if plan.later:
-                await self._store.postpone(plan.later, self._spread(plan.later), self._postpone)
+                await self._refused.each(plan.later, self._postpone_these)
             if plan.groups_later:
-                await self._store.postpone_groups(sorted(plan.groups_later), self._postpone)
+                await self._postpone_groups(sorted(plan.groups_later))
             if claimed >= limit:
                 break
         return claimed
 
     async def _park(self) -> None:
-        parked = await self._store.park()
+        store, refused = self._store, self._not_parked
+        parked: list[Parked] = []
+
+        async def all_due() -> None:
+            parked.extend(await store.park(but=refused()))
+
+        async def these(half_ids: Sequence[UUID]) -> None:
+            parked.extend(await store.park_these(half_ids))
+
+        try:
+            await refused.all_or_each(all_due, lambda: store.to_park(but=refused()), these)
+        finally:
+            self._tell(parked)
+
+    async def _postpone_these(self, half_ids: Sequence[UUID]) -> None:
+        await self._store.postpone(half_ids, self._spread(half_ids), self._postpone)
+
+    async def _postpone_groups(self, groups: Sequence[str]) -> None:
+        store, refused = self._store, self._refused
+        await refused.all_or_each(
+            lambda: store.postpone_groups(groups, self._postpone, but=refused()),
+            lambda: store.of_groups(groups, but=refused()),
+            self._postpone_these,
+        )
+
+    def _tell(self, parked: Sequence[Parked]) -> None:
         for each in parked:
             self._lines.warning(
                 "half message %s (%s) of group %r is parked: %d checks and no decision, the last answer was %s; decide "
@@ -146,7 +176,12 @@ class Checks:
     async def _send(self, half_ids: Sequence[UUID]) -> int:
         if not half_ids:
             return 0
-        claimed = await self._store.claim(half_ids, self._spread(half_ids))
+        claimed: list[tuple[Half, int]] = []
+
+        async def claim(part: Sequence[UUID]) -> None:
+            claimed.extend(await self._store.claim(part, self._spread(part)))
+
+        await self._refused.each(half_ids, claim)
         reach("coordinator.after_claim")
         if claimed:
             await self._publish(claimed)

@@ -13,10 +13,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
@@ -32,6 +33,7 @@ from relmsg.half.intake import Intake
 from relmsg.half.metrics import CoordinatorMetrics
 from relmsg.half.pause import DatabasePause
 from relmsg.half.protocol import COORDINATOR, coordinator_queue
+from relmsg.half.set_aside import SetAside
 from relmsg.half.store import ANSWER_SECONDS, HalfStore
 from relmsg.half_rules import half_rules
 from relmsg.migrate import require_current
@@ -84,6 +86,7 @@ class Coordinator:
         self._scan_every = scan_every
         self._beat_at = self._clock.monotonic()
         self._database = Outage("PostgreSQL")
+        self._not_pruned = SetAside("pruned", self._clock)
         self._subscriber: Subscriber | None = None
         self._intake: Intake | None = None
 
@@ -154,7 +157,15 @@ class Coordinator:
                 clock=self._clock,
                 chance=self._chance,
             )
-            checks = Checks(store, publishing, channel, metrics=self.metrics, chance=self._chance, postpone=every)
+            checks = Checks(
+                store,
+                publishing,
+                channel,
+                metrics=self.metrics,
+                chance=self._chance,
+                postpone=every,
+                clock=self._clock,
+            )
             subscriber = self._subscriber = Subscriber(
                 consuming, COORDINATOR, intake.put, prefetch=PREFETCH, clock=self._clock, chance=self._chance
             )
@@ -213,9 +224,20 @@ class Coordinator:
         await checks.scan(max(1, round(self._settings.half_check_rate * self._scan_every)))
 
     async def _prune(self, store: HalfStore) -> None:
-        older_than = timedelta(seconds=self._settings.half_retention)
-        while await store.prune(older_than, PRUNED_AT_ONCE) == PRUNED_AT_ONCE:
-            pass
+        older_than, refused = timedelta(seconds=self._settings.half_retention), self._not_pruned
+        pruned = PRUNED_AT_ONCE
+        while pruned >= PRUNED_AT_ONCE // 2:  # some of a batch may be refused
+            pruned = 0
+
+            async def all_old() -> None:
+                nonlocal pruned
+                pruned += await store.prune(older_than, PRUNED_AT_ONCE, refused())
+
+            async def these(half_ids: Sequence[UUID]) -> None:
+                nonlocal pruned
+                pruned += await store.prune_these(half_ids, older_than)
+
+            await refused.all_or_each(all_old, lambda: store.to_prune(older_than, PRUNED_AT_ONCE, refused()), these)
 
     async def _measure(self, store: HalfStore) -> None:
         async def measure() -> None:

@@ -113,12 +113,17 @@ UPDATE {{half}}
 RETURNING state
 """  # noqa: S608
 
+# but: rows that the server has refused to write are left alone for a while (docs/decisions/0161).
+# these: the same work, on the rows that are named.
+BUT = "half_id <> ALL ({place}::uuid[])"
+THESE = "half_id = ANY ($1::uuid[])"
+
 # due: who should be asked, the longest overdue first; nothing is locked, ``claim`` looks again. The statement's own
 # time bounds the look in the index; the clock's, which changes meanwhile, would have it read all that are open.
 IS_DUE = "state = 'PREPARED' AND next_check_at <= statement_timestamp()"
 DUE = f"""
 SELECT half_id, producer_group, check_sent > check_received AS is_out FROM {{half}}
- WHERE {IS_DUE} AND checks < max_checks ORDER BY next_check_at LIMIT $1::int
+ WHERE {IS_DUE} AND checks < max_checks AND {BUT.format(place="$2")} ORDER BY next_check_at LIMIT $1::int
 """  # noqa: S608
 
 # claim: the number of the check and the time of the next are committed before it is sent, and whoever else looked at
@@ -146,32 +151,40 @@ UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least(check_every, 
 
 # postpone groups: all that is due of a group that is not to be asked now, in pieces, spread evenly over a fifth of the
 # time: they must not come due in one heap again.
+OF_GROUPS = f"""
+SELECT half_id FROM {{half}} WHERE {IS_DUE} AND producer_group = ANY ($1::text[]) AND {BUT.format(place="$3")}
+ ORDER BY next_check_at LIMIT $2::int"""  # noqa: S608
 POSTPONE_GROUPS = f"""
-WITH due AS (
-    SELECT half_id FROM {{half}} WHERE {IS_DUE} AND producer_group = ANY ($1::text[])
-     ORDER BY next_check_at LIMIT $3::int FOR UPDATE SKIP LOCKED),
+WITH due AS ({OF_GROUPS} FOR UPDATE SKIP LOCKED),
 spread AS (SELECT half_id, 0.9 + 0.2 * row_number() OVER () / count(*) OVER () AS spread FROM due)
-UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least(check_every, $2::interval) * spread.spread
+UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least(check_every, $4::interval) * spread.spread
   FROM spread WHERE h.half_id = spread.half_id
 """  # noqa: S608
 
 # park: the last check is over, and its time as well; the one place where this is decided.
-PARK = f"""
-WITH due AS (
-    SELECT half_id FROM {{half}} WHERE {IS_DUE} AND checks >= max_checks
-     ORDER BY next_check_at LIMIT $1::int FOR UPDATE SKIP LOCKED)
+IS_OVER = f"{IS_DUE} AND checks >= max_checks"
+TO_PARK = f"""
+SELECT half_id FROM {{half}} WHERE {IS_OVER} AND {BUT.format(place="$2")} ORDER BY next_check_at LIMIT $1::int
+"""  # noqa: S608
+_PARK = """
+WITH due AS ({which} FOR UPDATE SKIP LOCKED)
 UPDATE {{half}} AS h SET state = 'PARKED', next_check_at = NULL FROM due WHERE h.half_id = due.half_id
 RETURNING h.half_id, producer_group, type, checks, last_answer
-"""  # noqa: S608
+"""
+PARK = _PARK.format(which=TO_PARK)
+PARK_THESE = _PARK.format(which=f"SELECT half_id FROM {{half}} WHERE {IS_OVER} AND {THESE}")  # noqa: S608
 
 # prune: what has ended, and nothing else; one that was resumed has a time of decision too.
-PRUNE = """
-WITH old AS (
-    SELECT half_id FROM {half}
-     WHERE state IN ('COMMITTED', 'ROLLED_BACK') AND decided_at < statement_timestamp() - $1::interval
-     LIMIT $2::int FOR UPDATE SKIP LOCKED)
-DELETE FROM {half} AS h USING old WHERE h.half_id = old.half_id RETURNING h.half_id
+HAS_ENDED = "state IN ('COMMITTED', 'ROLLED_BACK') AND decided_at < statement_timestamp() - $2::interval"
+TO_PRUNE = f"""
+SELECT half_id FROM {{half}} WHERE {HAS_ENDED} AND {BUT.format(place="$3")} LIMIT $1::int
+"""  # noqa: S608
+_PRUNE = """
+WITH old AS ({which} FOR UPDATE SKIP LOCKED)
+DELETE FROM {{half}} AS h USING old WHERE h.half_id = old.half_id RETURNING h.half_id
 """
+PRUNE = _PRUNE.format(which=TO_PRUNE)
+PRUNE_THESE = _PRUNE.format(which=f"SELECT half_id FROM {{half}} WHERE {HAS_ENDED} AND {THESE}")  # noqa: S608
 
 # figures: by the two partial indexes of what is open.
 FIGURES = """

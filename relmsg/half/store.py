@@ -165,9 +165,9 @@ class HalfStore:
             return Decided(HalfState.PREPARED, changed=True)
         return await self._standing(half_id, group, user_id) or Decided(HalfState.UNKNOWN, Refusal.UNKNOWN_ID)
 
-    async def due(self, limit: int) -> list[DueCheck]:
-        """Half messages whose check is due, the longest overdue first."""
-        return [DueCheck(*each) for each in await self._run(sql.DUE, limit)]
+    async def due(self, limit: int, but: Sequence[UUID] = ()) -> list[DueCheck]:
+        """Half messages whose check is due, the longest overdue first. ``but``: leave these alone, here and below."""
+        return [DueCheck(*each) for each in await self._run(sql.DUE, limit, list(but))]
 
     async def claim(self, half_ids: Sequence[UUID], spread: Sequence[float]) -> list[tuple[Half, int]]:
         """Those that are still due and nobody else has claimed, with the number of the check to be sent now. The next
@@ -179,17 +179,39 @@ class HalfStore:
         """Have these due again after their interval, or after ``most`` if that is less."""
         await self._run(sql.POSTPONE, list(half_ids), list(spread), most)
 
-    async def postpone_groups(self, groups: Sequence[str], most: timedelta, limit: int = 1000) -> None:
+    async def postpone_groups(
+        self, groups: Sequence[str], most: timedelta, limit: int = 1000, but: Sequence[UUID] = ()
+    ) -> None:
         """Have all due ones of these groups due again later, the ``limit`` longest overdue of them."""
-        await self._run(sql.POSTPONE_GROUPS, list(groups), most, limit)
+        await self._run(sql.POSTPONE_GROUPS, list(groups), limit, list(but), most)
 
-    async def park(self, limit: int = 1000) -> list[Parked]:
+    async def of_groups(self, groups: Sequence[str], limit: int = 1000, but: Sequence[UUID] = ()) -> list[UUID]:
+        """The half messages that ``postpone_groups`` would take."""
+        return [each.half_id for each in await self._run(sql.OF_GROUPS, list(groups), limit, list(but))]
+
+    async def park(self, limit: int = 1000, but: Sequence[UUID] = ()) -> list[Parked]:
         """Set aside those whose last check has passed without a decision."""
-        return [Parked(*each) for each in await self._run(sql.PARK, limit)]
+        return [Parked(*each) for each in await self._run(sql.PARK, limit, list(but))]
 
-    async def prune(self, older_than: timedelta, limit: int = 1000) -> int:
+    async def to_park(self, limit: int = 1000, but: Sequence[UUID] = ()) -> list[UUID]:
+        """The half messages that ``park`` would take."""
+        return [each.half_id for each in await self._run(sql.TO_PARK, limit, list(but))]
+
+    async def park_these(self, half_ids: Sequence[UUID]) -> list[Parked]:
+        """Set these aside, as far as ``park`` may."""
+        return [Parked(*each) for each in await self._run(sql.PARK_THESE, list(half_ids))]
+
+    async def prune(self, older_than: timedelta, limit: int = 1000, but: Sequence[UUID] = ()) -> int:
         """Forget those that ended so long ago, at most ``limit``; how many they were."""
-        return len(await self._run(sql.PRUNE, older_than, limit))
+        return len(await self._run(sql.PRUNE, limit, older_than, list(but)))
+
+    async def to_prune(self, older_than: timedelta, limit: int = 1000, but: Sequence[UUID] = ()) -> list[UUID]:
+        """The half messages that ``prune`` would take."""
+        return [each.half_id for each in await self._run(sql.TO_PRUNE, limit, older_than, list(but))]
+
+    async def prune_these(self, half_ids: Sequence[UUID], older_than: timedelta) -> int:
+        """Forget these, as far as ``prune`` may; how many they were."""
+        return len(await self._run(sql.PRUNE_THESE, list(half_ids), older_than))
 
     async def try_to_write(self) -> None:
         """Write a row of no half message and roll it back: a ping would be answered by a server that is read-only."""

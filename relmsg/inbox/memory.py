@@ -83,12 +83,18 @@ class Memory:
     async def prune(self, consumer: str, before: datetime, progress: Callable[[int], None]) -> int:
         """Forget what the consumer handled before a moment, in small transactions; how many messages.
 
-        :raises RelmsgError: another process prunes this consumer's messages now.
+        :raises RelmsgError: another process prunes this consumer's messages now; or a trigger or constraint refuses to
+            let some of them go, and the others are forgotten.
         """
+        refused, first = 0, None
 
         async def forget(since: datetime | None) -> Pruned | None:
+            nonlocal refused, first
             async with self._connection() as connection, connection.begin():
-                return await self._pruning.forget(connection, consumer, before, since)
+                pruned = await self._pruning.forget(connection, consumer, before, since)
+            if pruned is not None and pruned.error is not None:
+                refused, first = refused + pruned.refused, first or pruned.error
+            return pruned
 
         async def pause(rows: int) -> None:
             progress(rows)
@@ -97,6 +103,8 @@ class Memory:
         if rows is None:
             raise RelmsgError(f"another process prunes what {consumer!r} remembers at this moment: try again")
         progress(rows)
+        if first is not None:
+            raise RelmsgError(f"{refused} messages of {consumer!r} cannot be forgotten, the others are: {first}")
         return rows
 
     @asynccontextmanager

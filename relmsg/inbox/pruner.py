@@ -84,14 +84,16 @@ class Pruner:
             )
             return
         before = window.before
-        took = 0.0
+        took, refused, first = 0.0, 0, None
 
         async def forget(since: datetime | None) -> Pruned | None:
-            nonlocal took
+            nonlocal took, refused, first
             begun = self._clock.monotonic()
             async with self._transaction() as connection:
                 pruned = await self._pruning.forget(connection, consumer, before, since)
             took = self._clock.monotonic() - begun
+            if pruned is not None and pruned.error is not None:
+                refused, first = refused + pruned.refused, first or pruned.error
             return pruned
 
         async def rest(_rows: int) -> None:
@@ -99,6 +101,8 @@ class Pruner:
 
         if rows := await forget_all(forget, rest):
             log.info("%s: forgot %d messages handled before %s", consumer, rows, before.astimezone(UTC))
+        if refused:
+            log.error("%s: %d handled messages cannot be forgotten, the others are: %s", consumer, refused, first)
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:

@@ -6,19 +6,25 @@ inbox has forgotten: a message handled before that moment would be handled again
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Interval, Text, TextClause, bindparam, text
+from sqlalchemy import ARRAY, Interval, Text, TextClause, bindparam, text
 from sqlalchemy.dialects.postgresql import TIMESTAMP
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from relmsg.db.divided import divided
+from relmsg.db.failures import brief, is_refusal
+from relmsg.errors import DatabaseAway
 from relmsg.schema import DEFAULT_SCHEMA, quoted
 
 DEFAULT_WINDOW: Final = timedelta(days=30)
 BATCH = 1000  # rows a transaction; some milliseconds
+MOST_IN_VAIN = 3  # batches of which nothing could be forgotten
 COUNTED = 100_000  # more rows than these are estimated
 
 WINDOW = "SELECT keeps, pruned_before, pruned_at, now() - keeps AS before FROM {window} WHERE consumer = :consumer"
@@ -36,16 +42,24 @@ SELECT pg_try_advisory_xact_lock(hashtextextended('relmsg inbox prune ' || :sche
 """
 # The oldest first, from where the batch before ended: what that one deleted need not be stepped over again. A row is
 # never updated, so the place where it was found is where it is.
-FORGET = """
-WITH gone AS (
-    DELETE FROM {inbox} WHERE ctid = ANY(ARRAY(
+OLDEST = """
         SELECT ctid FROM {inbox}
         WHERE consumer = :consumer AND handled_at >= coalesce(:since, '-infinity') AND handled_at < :before
         ORDER BY consumer, handled_at LIMIT {batch}
-    )) RETURNING handled_at
+"""
+FORGET = f"""
+WITH gone AS (
+    DELETE FROM {{inbox}} WHERE ctid = ANY(ARRAY({OLDEST})) RETURNING handled_at
 )
 SELECT count(*) AS rows, max(handled_at) AS last FROM gone
+"""  # noqa: S608
+# The same batch where the server has refused it, row by row. A place can have been given to another row meanwhile.
+BATCH_OF = f"SELECT ctid::text AS place, handled_at FROM {{inbox}} WHERE ctid = ANY(ARRAY({OLDEST}))"  # noqa: S608
+FORGET_THESE = """
+DELETE FROM {inbox} WHERE ctid = ANY(CAST(:places AS tid[])) AND consumer = :consumer AND handled_at < :before
 """
+# A constraint that would be looked at when the transaction commits could not be told to belong to a row.
+AT_ONCE = "SET CONSTRAINTS ALL IMMEDIATE"
 # Starts of messages that never ended anywhere. The table is small: every row has cost a worker its life.
 FORGET_STARTS = """
 DELETE FROM {attempt} WHERE ctid = ANY(ARRAY(
@@ -82,6 +96,7 @@ _TYPES: Final[dict[str, Any]] = {
     "age": Interval(),
     "since": TIMESTAMP(timezone=True),
     "before": TIMESTAMP(timezone=True),
+    "places": ARRAY(Text),
 }
 
 
@@ -102,10 +117,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What one batch did. ``last`` is None after the last one: nothing older than the window is left."""
+    """What one batch did. ``last`` is None after the last one: nothing older than the window is left, but what the
+    database has ``refused`` to forget, for this ``error``; some of them are met ``again`` by the next batch."""
 
     rows: int
     last: datetime | None
+    refused: int = 0
+    again: int = 0
+    error: DatabaseAway | None = None
 
 
 class Pruning:
@@ -152,14 +171,46 @@ class Pruning:
         begun = await connection.execute(self._sql(BEGIN), {"consumer": consumer, "schema": self._schema})
         if not begun.one().mine:
             return None
-        gone = (await connection.execute(self._sql(FORGET), asked | {"since": since})).one()
-        is_last = gone.rows < BATCH
-        reached = before if is_last else gone.last + timedelta(microseconds=1)
+        await connection.execute(text(AT_ONCE))
+        gone = await self._forget_batch(connection, asked | {"since": since})
+        is_last = gone.rows + gone.refused < BATCH
+        if gone.refused and not is_last:
+            if not gone.rows and since is not None and gone.last == since:
+                gone = replace(gone, last=since + timedelta(microseconds=1))  # they would be met again, for ever
+            else:
+                gone = replace(gone, refused=gone.refused - gone.again)
+        reached = before if gone.last is None or is_last else gone.last + timedelta(microseconds=1)
         if is_last:
             while (await connection.execute(self._sql(FORGET_STARTS), asked)).rowcount == BATCH:
                 pass
         await connection.execute(self._sql(PRUNED), {"consumer": consumer, "before": reached})
-        return Pruned(gone.rows, None if is_last else gone.last)
+        return replace(gone, last=None) if is_last else gone
+
+    async def _forget_batch(self, connection: AsyncConnection, asked: dict[str, Any]) -> Pruned:
+        """Forget one batch, and where a trigger or constraint of the user's refuses some of it, the rest of it."""
+        try:
+            async with connection.begin_nested():
+                gone = (await connection.execute(self._sql(FORGET), asked)).one()
+            return Pruned(gone.rows, gone.last)
+        except DBAPIError as error:
+            if not is_refusal(error):
+                raise
+        found = (await connection.execute(self._sql(BATCH_OF), asked)).all()
+        places = [each.place for each in found]
+        random.shuffle(places)  # the refused often lie together, and must not be taken for all
+        forgotten: list[str] = []
+
+        async def forget(part: Sequence[str]) -> None:
+            try:
+                async with connection.begin_nested():
+                    await connection.execute(self._sql(FORGET_THESE), asked | {"places": list(part)})
+            except DBAPIError as error:
+                raise DatabaseAway(brief(error)) from error
+
+        refused = await divided(places, forget, forgotten.extend)
+        last = max((each.handled_at for each in found), default=None)
+        again = sum(each.handled_at == last for each in found if each.place in refused)
+        return Pruned(len(forgotten), last, len(refused), again, next(iter(refused.values()), None))
 
     async def is_indexed(self, connection: AsyncConnection) -> bool:
         """Whether the index is there by which the oldest messages are found; without it nothing may be pruned."""
@@ -198,13 +249,19 @@ async def forget_all(
     forget: Callable[[datetime | None], Awaitable[Pruned | None]],
     pause: Callable[[int], Awaitable[None]],
 ) -> int | None:
-    """Forget batch after batch until nothing older is left; how many, or None if another process is at it."""
-    total, since = 0, None
+    """Forget batch after batch until nothing older is left; how many, or None if another process is at it.
+
+    :raises DatabaseAway: of three batches in a row nothing could be forgotten, because the database refused it.
+    """
+    total, in_vain, since = 0, 0, None
     while True:
         pruned = await forget(since)
         if pruned is None:
             return None
         total += pruned.rows
+        in_vain = 0 if pruned.rows or pruned.error is None else in_vain + 1
+        if in_vain == MOST_IN_VAIN and pruned.error is not None:
+            raise pruned.error
         if pruned.last is None:
             return total
         since = pruned.last

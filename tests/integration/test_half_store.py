@@ -458,10 +458,10 @@ async def test_a_look_reads_only_what_it_looks_for(store, engine):
             text("VACUUM ANALYZE relmsg.half_message")
         )
         for statement, values in (
-            (statements.DUE, (100,)),
-            (statements.PARK, (100,)),
-            (statements.POSTPONE_GROUPS, (["shop"], SECOND, 100)),
-            (statements.PRUNE, (SECOND, 100)),
+            (statements.DUE, (100, [])),
+            (statements.PARK, (100, [])),
+            (statements.POSTPONE_GROUPS, (["shop"], 100, [], SECOND)),
+            (statements.PRUNE, (100, SECOND, [])),
         ):
             explain = f"EXPLAIN {statement.format(half='relmsg.half_message')}"
             plan = "\n".join((await connection.exec_driver_sql(explain, values)).scalars())
