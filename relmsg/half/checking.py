@@ -16,6 +16,7 @@ from relmsg.broker.answer import really_cancelled
 from relmsg.db.failures import brief
 from relmsg.errors import CheckerRefused
 from relmsg.exceptions import trace_of
+from relmsg.half.metrics import CheckerMetrics
 from relmsg.half.protocol import Answer
 from relmsg.half.state import Resolution
 from relmsg.message import Message
@@ -72,8 +73,9 @@ class Checkers:
     :param timeout: seconds that one check may take. Longer is UNKNOWN.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, metrics: CheckerMetrics | None = None) -> None:
         self._timeout = timeout
+        self._metrics = metrics or CheckerMetrics()
         self._lines = BoundedLog(log)
         self._checkers: dict[str, Checker] = {}
 
@@ -118,6 +120,7 @@ class Checkers:
         said = await self._said(checker, half)
         if isinstance(said, Resolution):
             return ANSWERS[said]
+        self._metrics.failed("checker_failed")
         self._lines.error(
             "half message %s: checker %s returned %s instead of a Resolution", half.id, name_of(checker), _shown(said)
         )
@@ -147,7 +150,10 @@ class Checkers:
             )
         except BaseException as error:  # noqa: BLE001 - also what is no Exception says nothing of the transaction
             self._lines.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace_of(error))
-        return said[0] if said else Resolution.UNKNOWN
+        if said:
+            return said[0]
+        self._metrics.failed("checker_failed")
+        return Resolution.UNKNOWN
 
 
 def _shown(said: object) -> str:

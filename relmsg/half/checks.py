@@ -179,7 +179,7 @@ class Checks:
         claimed: list[tuple[Half, int]] = []
 
         async def claim(part: Sequence[UUID]) -> None:
-            claimed.extend(await self._store.claim(part, self._spread(part)))
+            claimed.extend(await self._store.claim(part, self._spread(part), self._unsendable))
 
         await self._refused.each(half_ids, claim)
         reach("coordinator.after_claim")
@@ -194,7 +194,7 @@ class Checks:
             try:
                 checks.append(half.check(number))
             except Exception as error:  # noqa: BLE001 - one half message must not keep the others from being checked
-                self._lines.error("half message %s: no check can be made of it: %s", half.half_id, named(error))
+                self._unsendable(half.half_id, error)
         try:
             receipts = await self._channel.publish(checks)
         except RelmsgError as error:
@@ -210,6 +210,10 @@ class Checks:
                 len(receipts),
                 failed,
             )
+
+    def _unsendable(self, half_id: UUID, error: Exception) -> None:
+        self._metrics.failed()
+        self._lines.error("half message %s: no check can be made of it: %s", half_id, named(error))
 
     def _spread(self, half_ids: Sequence[UUID]) -> list[float]:
         return [1 - JITTER + 2 * JITTER * self._chance() for _ in half_ids]

@@ -18,6 +18,7 @@ from relmsg.errors import MalformedHalf, RelmsgError
 from relmsg.exceptions import trace_of
 from relmsg.half.checking import Checkers, HalfMessage
 from relmsg.half.half import number, read_half
+from relmsg.half.metrics import CheckerMetrics, CheckFailure
 from relmsg.half.protocol import CHECK, REASON, RESOLUTION, VERB, Answer, Verb, checks_of
 from relmsg.half.sender import Sender
 from relmsg.half.state import Resolution
@@ -47,6 +48,7 @@ class Member:
         connection: Connection,
         sender: Sender,
         checkers: Checkers,
+        metrics: CheckerMetrics,
         *,
         concurrency: int,
         max_body_bytes: int = MAX_BODY_BYTES,
@@ -57,6 +59,7 @@ class Member:
         self._connection = connection
         self._sender = sender
         self._checkers = checkers
+        self._metrics = metrics
         self._max_body_bytes = max_body_bytes
         self._encryption = encryption
         self._clock = clock
@@ -128,13 +131,18 @@ class Member:
         if delivery.redelivered:
             log.info("dropped a check of half message %s, which another member has had", delivery.message.id)
         else:
+            reason: CheckFailure = "unreadable"
             try:
-                await self._answer(self._asked(delivery))
+                half = self._asked(delivery)
+                reason = "unanswered"
+                await self._answer(half)
             except RelmsgError as error:
+                self._metrics.failed(reason)
                 log.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
             except BaseException as error:
                 if is_stop(error):
                     raise
+                self._metrics.failed("internal_error")
                 log.error("half message %s: a check could not be answered\n%s", delivery.message.id, trace_of(error))
         await delivery.ack()
 

@@ -1,6 +1,8 @@
-"""What a coordinator tells Prometheus."""
+"""What a coordinator, and a member of a producer group, tell Prometheus."""
 
 from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
@@ -9,6 +11,25 @@ from relmsg.half.state import HalfState
 from relmsg.half.store import Figures
 
 OUTCOMES = {HalfState.COMMITTED: "committed", HalfState.ROLLED_BACK: "rolled_back", HalfState.PARKED: "parked"}
+
+CheckFailure: TypeAlias = Literal["checker_failed", "unreadable", "unanswered", "internal_error"]
+
+
+class CheckerMetrics:
+    """Checks that a member of a producer group could not answer as it should, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._failures = Counter(
+            "relmsg_half_checker_failures", "Checks that went wrong, by reason", ["reason"], registry=self.registry
+        )
+        for reason in get_args(CheckFailure):
+            self._failures.labels(reason)
+
+    def failed(self, reason: CheckFailure) -> None:
+        """A check went wrong: its checker failed, took too long or returned no Resolution; it is none of the protocol,
+        or could not be decrypted; its answer was not confirmed by the broker; or relmsg itself failed over it."""
+        self._failures.labels(reason).inc()
 
 
 class CoordinatorMetrics:
@@ -41,7 +62,9 @@ class CoordinatorMetrics:
             "relmsg_half_malformed", "Deliveries that went to the error queue", registry=self.registry
         )
         self._faults = Counter(
-            "relmsg_half_internal_errors", "Deliveries over which relmsg itself failed", registry=self.registry
+            "relmsg_half_internal_errors",
+            "Deliveries, and rows to be checked, over which relmsg itself failed",
+            registry=self.registry,
         )
         for outcome in OUTCOMES.values():
             self._outcomes.labels(outcome)
@@ -79,7 +102,7 @@ class CoordinatorMetrics:
         self._malformed.inc()
 
     def failed(self) -> None:
-        """Carrying out a delivery met a fault in relmsg."""
+        """Carrying out a delivery, or making a check of a row, met a fault in relmsg."""
         self._faults.inc()
 
     def measured(self, figures: Figures) -> None:

@@ -26,6 +26,7 @@ from relmsg.half.decisions import Decisions
 from relmsg.half.fence import Fence
 from relmsg.half.half import half_of
 from relmsg.half.member import Member
+from relmsg.half.metrics import CheckerMetrics
 from relmsg.half.protocol import group_name
 from relmsg.half.sender import Sender
 from relmsg.half.state import HalfState, Resolution
@@ -131,11 +132,13 @@ class HalfProducer:
         self._decisions = Decisions(
             self._sender, self._receiving, answer_within=answer_within, clock=clock, chance=chance
         )
-        self._checkers = Checkers(checker_timeout)
+        self.metrics = CheckerMetrics()
+        self._checkers = Checkers(checker_timeout, self.metrics)
         self._member = Member(
             self._receiving,
             self._sender,
             self._checkers,
+            self.metrics,
             concurrency=concurrency,
             max_body_bytes=max_body_bytes,
             encryption=encryption,

@@ -126,6 +126,16 @@ SELECT half_id, producer_group, check_sent > check_received AS is_out FROM {{hal
  WHERE {IS_DUE} AND checks < max_checks AND {BUT.format(place="$2")} ORDER BY next_check_at LIMIT $1::int
 """  # noqa: S608
 
+# The columns may hold what no half message of a producer's has, written by plain SQL. One such row must not make a
+# statement fail that is about many, nor hold what the driver cannot read: then nobody would be checked.
+EVERY = "least(greatest(check_every, interval '1 millisecond'), interval '366 days')"
+READ = {
+    "headers": "h.headers::text AS headers",
+    "occurred_at": "CASE WHEN h.occurred_at IS NOT NULL THEN least(greatest(h.occurred_at, "
+    "timestamptz '0001-01-02 00:00:00+00'), timestamptz '9999-12-30 00:00:00+00') END AS occurred_at",
+    "expires_in": "(extract(epoch FROM h.expires_in) * 1000)::float8 AS expires_in_ms",
+}
+
 # claim: the number of the check and the time of the next are committed before it is sent, and whoever else looked at
 # the same rows passes them by.
 CLAIM = f"""
@@ -133,10 +143,10 @@ WITH due AS (
     SELECT half_id, d.spread
       FROM {{half}} AS h JOIN unnest($1::uuid[], $2::float8[]) AS d (half_id, spread) USING (half_id)
      WHERE {IS_DUE} AND checks < max_checks ORDER BY half_id FOR UPDATE OF h SKIP LOCKED)
-UPDATE {{half}} AS h SET check_sent = check_sent + 1, next_check_at = clock_timestamp() + check_every * due.spread
+UPDATE {{half}} AS h SET check_sent = least(check_sent, 2147483646) + 1,
+       next_check_at = clock_timestamp() + {EVERY} * due.spread
   FROM due WHERE h.half_id = due.half_id
-RETURNING h.half_id, producer_group, {", ".join(f"h.{name}" for name in MESSAGE if name != "headers")},
-          headers::text AS headers, check_sent
+RETURNING h.half_id, producer_group, {", ".join(READ.get(name, f"h.{name}") for name in MESSAGE)}, check_sent
 """  # noqa: S608
 
 # postpone: the check is not sent, so nothing is counted.
@@ -145,7 +155,7 @@ WITH due AS (
     SELECT half_id, d.spread
       FROM {{half}} AS h JOIN unnest($1::uuid[], $2::float8[]) AS d (half_id, spread) USING (half_id)
      WHERE {IS_DUE} ORDER BY half_id FOR UPDATE OF h SKIP LOCKED)
-UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least(check_every, $3::interval) * due.spread
+UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least({EVERY}, $3::interval) * due.spread
   FROM due WHERE h.half_id = due.half_id
 """  # noqa: S608
 
@@ -157,7 +167,7 @@ SELECT half_id FROM {{half}} WHERE {IS_DUE} AND producer_group = ANY ($1::text[]
 POSTPONE_GROUPS = f"""
 WITH due AS ({OF_GROUPS} FOR UPDATE SKIP LOCKED),
 spread AS (SELECT half_id, 0.9 + 0.2 * row_number() OVER () / count(*) OVER () AS spread FROM due)
-UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least(check_every, $4::interval) * spread.spread
+UPDATE {{half}} AS h SET next_check_at = clock_timestamp() + least({EVERY}, $4::interval) * spread.spread
   FROM spread WHERE h.half_id = spread.half_id
 """  # noqa: S608
 
@@ -189,6 +199,7 @@ PRUNE_THESE = _PRUNE.format(which=f"SELECT half_id FROM {{half}} WHERE {HAS_ENDE
 # figures: by the two partial indexes of what is open.
 FIGURES = """
 SELECT (SELECT count(*) FROM {half} WHERE state = 'PARKED') AS parked, count(*) AS open,
-       coalesce(extract(epoch FROM clock_timestamp() - min(prepared_at)), 0)::float8 AS oldest
+       coalesce(extract(epoch FROM clock_timestamp() - min(prepared_at) FILTER (WHERE isfinite(prepared_at))), 0)
+       ::float8 AS oldest
   FROM {half} WHERE state = 'PREPARED'
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
@@ -11,7 +11,8 @@ import msgspec
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from relmsg.broker.envelope import Envelope
+from relmsg.arguments import MOST_BODY_BYTES
+from relmsg.broker.envelope import Envelope, check
 from relmsg.database import read_committed_sessions
 from relmsg.db.contention import past_contention
 from relmsg.db.deadline import answering
@@ -169,11 +170,24 @@ class HalfStore:
         """Half messages whose check is due, the longest overdue first. ``but``: leave these alone, here and below."""
         return [DueCheck(*each) for each in await self._run(sql.DUE, limit, list(but))]
 
-    async def claim(self, half_ids: Sequence[UUID], spread: Sequence[float]) -> list[tuple[Half, int]]:
+    async def claim(
+        self,
+        half_ids: Sequence[UUID],
+        spread: Sequence[float],
+        unreadable: Callable[[UUID, Exception], None] = lambda _half_id, _error: None,
+    ) -> list[tuple[Half, int]]:
         """Those that are still due and nobody else has claimed, with the number of the check to be sent now. The next
-        one is due after the interval of each, times its ``spread``."""
-        found = await self._run(sql.CLAIM, list(half_ids), list(spread))
-        return [(Half(_envelope(each), each.producer_group), each.check_sent) for each in found]
+        one is due after the interval of each, times its ``spread``.
+
+        ``unreadable`` is told of a row of which no half message can be made, since somebody else has written it.
+        """
+        claimed = []
+        for each in await self._run(sql.CLAIM, list(half_ids), list(spread)):
+            try:
+                claimed.append((Half(_envelope(each), each.producer_group), each.check_sent))
+            except Exception as error:  # noqa: BLE001 - of any kind: the others have to be checked
+                unreadable(each.half_id, error)
+        return claimed
 
     async def postpone(self, half_ids: Sequence[UUID], spread: Sequence[float], most: timedelta) -> None:
         """Have these due again after their interval, or after ``most`` if that is less."""
@@ -293,7 +307,8 @@ def _columns(envelope: Envelope) -> tuple[object, ...]:
 
 
 def _envelope(row: Any) -> Envelope:
-    return Envelope(
+    """The message of a row. :raises InvalidMessage: it could never be sent, and would end the connection of all."""
+    envelope = Envelope(
         message_id=str(row.half_id),
         exchange=row.exchange,
         routing_key=row.routing_key,
@@ -306,6 +321,8 @@ def _envelope(row: Any) -> Envelope:
         content_encoding=row.content_encoding,
         correlation_id=row.correlation_id,
         reply_to=row.reply_to,
-        expiration_ms=None if row.expires_in is None else round(row.expires_in / MILLISECOND),
+        expiration_ms=None if row.expires_in_ms is None else round(row.expires_in_ms),
         timestamp=row.occurred_at,
     )
+    check(envelope, max_body_bytes=MOST_BODY_BYTES)
+    return envelope
