@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from relmsg.broker.answer import really_cancelled
 from relmsg.database import READ_COMMITTED
-from relmsg.db.contention import past_contention
+from relmsg.db.contention import LASTING_SECONDS, past_contention
 from relmsg.db.failures import is_contention, is_refusal, waited_for
 from relmsg.db.pooler import behind_pooler
 from relmsg.db.search_path import SET_LOCAL, is_set_by_statement
@@ -100,13 +100,15 @@ class Driver:
             await self._drop()
 
     async def _fetched(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
-        """The rows; where another transaction was in the way, which has rolled the statement back, it is sent again."""
+        """The rows; where another transaction was in the way, which has rolled the statement back, it is sent again. That
+        ends before the deadline does, which would say that the server is silent."""
         try:
             return await self._fetch(raw, sql, args)
         except Exception as error:
             if not is_contention(error) or raw.is_closed():
                 raise
-        return await past_contention(lambda: self._fetch(raw, sql, args))
+        seconds = min(LASTING_SECONDS, self._deadline / 2)
+        return await past_contention(lambda: self._fetch(raw, sql, args), seconds=seconds)
 
     async def _fetch(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
         if not self._pooled:

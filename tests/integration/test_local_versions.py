@@ -52,13 +52,13 @@ def test_the_options_may_stand_before_the_verb_and_after_it(monkeypatch, before)
     """What stands behind the command, or behind --, is the command's own; what is not said is left open."""
     asked = []
     monkeypatch.setattr(local, "_run", lambda command, wanted: asked.append((command, wanted)) or 0)
-    options = ["--rabbitmq", "4", "--postgres", "17", "--management"]
+    options = ["--rabbitmq", "4", "--postgres", "17", "--management", "--in-memory"]
     command = ["prog", "--rabbitmq", "3"]
     local.main([*options, "run", "--", *command] if before else ["run", *options, "--", *command])
     local.main(["run", *command])
     assert asked == [
-        (command, {"rabbitmq": "4", "postgres": "17", "management": True}),
-        (command, {"rabbitmq": None, "postgres": None, "management": False}),
+        (command, {"rabbitmq": "4", "postgres": "17", "management": True, "in_memory": True}),
+        (command, {"rabbitmq": None, "postgres": None, "management": False, "in_memory": False}),
     ]
 
 

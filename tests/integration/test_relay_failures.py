@@ -174,7 +174,7 @@ async def test_slots_that_cannot_be_given_back_do_not_change_the_end(
 ) -> None:
     """A relay that is told to stop ends without an error, and says that its slots are free when the lease ends."""
     async with hurried_relay(database.url, amqp_url):
-        await database.arm("DELETE FROM %outbox_relay% WHERE owner = $1", ["40001"])
+        await database.arm("DELETE FROM %outbox_relay% WHERE owner = $1", ["53100"])
     assert "the slots could not be given back" in caplog.text
 
 
