@@ -100,8 +100,10 @@ class Driver:
             await self._drop()
 
     async def _fetched(self, raw: Any, sql: str, args: Sequence[object]) -> Sequence[Any]:
-        """The rows; where another transaction was in the way, which has rolled the statement back, it is sent again. That
-        ends before the deadline does, which would say that the server is silent."""
+        """The rows; where another transaction was in the way, which has rolled the statement back, it is sent again.
+
+        That ends before the deadline does, which would say that the server is silent.
+        """
         try:
             return await self._fetch(raw, sql, args)
         except Exception as error:
