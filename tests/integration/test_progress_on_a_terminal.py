@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import text
@@ -13,6 +14,7 @@ from relmsg.broker.declare import declare
 from relmsg.inbox.pruning import Pruning
 from relmsg.testing import eventually
 from relmsg.topology import Queue, Topology
+from tests.support.proxy import Proxy
 from tests.support.terminal import seen
 
 SOURCE, ERRORS = "billing.orders", "billing.orders.errors"
@@ -120,3 +122,41 @@ async def test_requeueing_shows_a_bar(broker, amqp_url, json):
     assert ("%" in found.written) is not json
     if not json:
         assert found.lines[-1] == "requeued 6 of 6"
+
+
+@asynccontextmanager
+async def slow_network(url):
+    """The URL of a network that lets one piece of data through in 50 ms, each way."""
+
+    async def throttle(proxy):
+        while True:
+            proxy.heal()
+            await asyncio.sleep(0)
+            proxy.blackhole()
+            await asyncio.sleep(0.05)
+
+    async with Proxy.before(url) as proxy:
+        throttling = asyncio.create_task(throttle(proxy))
+        try:
+            yield proxy.through(url)
+        finally:
+            throttling.cancel()
+            proxy.heal()
+
+
+@pytest.mark.parametrize("json", [False, True])
+async def test_purging_shows_a_bar(broker, amqp_url, json):
+    """A purge over a slow network shows how much of it is done, unless a program reads its output."""
+    async with Connection([amqp_url]) as connection:
+        await declare(connection, Topology(queues=(Queue(SOURCE),)))
+    for number in range(60):
+        await broker.publish(bytes(60_000), routing_key=ERRORS, message_id=f"m{number}")
+    arguments = ("errors", "purge", "--queue", SOURCE, "--yes", *(["--json"] if json else []))
+    async with slow_network(amqp_url) as url:
+        found = await seen(*arguments, RELMSG_AMQP_URL=url)
+    assert found.code == 0
+    assert ("%" in found.written) is not json
+    if not json:
+        assert "removed" in found.written
+        assert found.lines[-1] == "removed 60 of 60"
+    assert await broker.count(ERRORS) == 0
