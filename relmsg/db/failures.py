@@ -85,6 +85,11 @@ KINDS: Final[dict[str, FailureKind]] = {
     "XX": AWAY,  # internal error, damaged data or index
 }
 
+# Of THEIRS, the classes that speak of one row, so that another row can pass: its values cannot be stored at all (data
+# exceptions, values too large for an index), or a rule of the user's forbids them (constraint, view, trigger).
+VALUES: Final = ("22", "54")
+RULES: Final = ("23", "44", "P0")
+
 # What to tell besides the server's own text.
 HINTS: Final[dict[str, str]] = {
     "25006": "it is read-only, as a standby is: does the URL lead to the primary?",
@@ -138,6 +143,17 @@ def sqlstate(error: BaseException) -> str | None:
     told = error.orig if isinstance(error, DBAPIError) else error
     code = attribute(told, "sqlstate") if isinstance(told, Exception) else None
     return code if isinstance(code, str) and len(code) == 5 else None
+
+
+def refuses_values(error: BaseException) -> bool:
+    """Whether this exception, its causes left aside, says that the values of one row can never be stored."""
+    return (sqlstate(error) or "").startswith(VALUES)
+
+
+def refuses_row(error: BaseException) -> bool:
+    """Whether it says that one row is refused, for its values or by a rule of the user's. The rule may refuse others
+    as well."""
+    return (sqlstate(error) or "").startswith(VALUES + RULES)
 
 
 def translate(error: BaseException, url: str | URL | None = None) -> RelmsgError | None:

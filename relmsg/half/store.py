@@ -16,7 +16,7 @@ from relmsg.broker.envelope import Envelope, check
 from relmsg.database import read_committed_sessions
 from relmsg.db.contention import past_contention
 from relmsg.db.deadline import answering
-from relmsg.db.failures import brief, failure_kind, sqlstate
+from relmsg.db.failures import brief, failure_kind, refuses_row
 from relmsg.db.search_path import is_set_by_statement
 from relmsg.errors import DatabaseAway
 from relmsg.half import statements as sql
@@ -26,10 +26,6 @@ from relmsg.half.state import DECIDES, HalfState, Resolution
 from relmsg.schema import DEFAULT_SCHEMA, quoted
 
 ANSWER_SECONDS = 30.0
-# Classes of SQLSTATE that refuse the values of one message and no other: data exceptions, constraints, views with a
-# condition, sizes, and what a trigger of the user's says without a code of its own. Of everything else that a trigger
-# or setting raises the message knows nothing.
-ABOUT_THE_VALUES = {"22", "23", "44", "54", "P0"}
 
 
 class Decided(NamedTuple):
@@ -265,7 +261,7 @@ class HalfStore:
         try:
             return await past_contention(lambda: self._execute(statement, values))
         except DBAPIError as error:
-            if (sqlstate(error) or "")[:2] in ABOUT_THE_VALUES:
+            if refuses_row(error):
                 raise
             raise DatabaseAway(brief(error)) from error
         except Exception as error:

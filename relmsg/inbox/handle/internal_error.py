@@ -6,13 +6,11 @@ from asyncio import CancelledError
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from relmsg.db.failures import sqlstate
+from relmsg.db.failures import refuses_values, sqlstate
 from relmsg.errors import RelmsgError
 from relmsg.exceptions import causes
 from relmsg.failpoint import FailpointReached
 
-# PostgreSQL documentation, appendix A: data exceptions, and values that are too large for an index, say.
-CLASSES = ("22", "54")
 ENDS = (CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit, FailpointReached)
 
 
@@ -25,9 +23,8 @@ def concerns_message(error: BaseException) -> bool:
     if isinstance(error, ENDS) or (isinstance(error, RelmsgError) and error.retryable):
         return False
     for each in causes(error):
-        code = sqlstate(each)
-        if code is not None or isinstance(each, DBAPIError):
-            return (code or "").startswith(CLASSES)
+        if sqlstate(each) is not None or isinstance(each, DBAPIError):
+            return refuses_values(each)
         if isinstance(each, SQLAlchemyError | OSError | TimeoutError):
             return False
     return isinstance(error, Exception)
