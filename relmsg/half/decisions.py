@@ -21,6 +21,7 @@ from relmsg.half.sender import Sender
 from relmsg.half.state import HalfState, Resolution
 from relmsg.message import Message, uuid7
 from relmsg.runtime.background import Background
+from relmsg.runtime.bounded_log import BoundedLog
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Decisions:
     ) -> None:
         self._sender = sender
         self._answer_within = answer_within
+        self._lines = BoundedLog(log, clock.monotonic)
         self._came: asyncio.Queue[Delivery] = asyncio.Queue()
         self._replies = Subscriber(connection, "", self._came.put_nowait, prefetch=REPLIES, clock=clock, chance=chance)
         self._waiting: dict[str, asyncio.Future[Stated]] = {}
@@ -94,7 +96,7 @@ class Decisions:
             async with asyncio.timeout(self._answer_within):
                 stated = await answer
         except TimeoutError:
-            log.warning(
+            self._lines.warning(
                 "half message %s: no coordinator has answered to the %s within %g s, or the producer was closed "
                 "before; the decision is in the broker",
                 half_id,
@@ -121,7 +123,7 @@ class Decisions:
             if isinstance(receipt, Confirmed):
                 return True
             failure = receipt
-        log.warning(
+        self._lines.warning(
             "half message %s: the %s is not confirmed, the check-back will ask for it: %s",
             half_id,
             resolution.lower(),
@@ -135,7 +137,7 @@ class Decisions:
             try:
                 self._note(reply.message)
             except Exception as error:  # noqa: BLE001 - one answer must not cost the others
-                log.error("an answer of a coordinator could not be read\n%s", trace_of(error))
+                self._lines.error("an answer of a coordinator could not be read\n%s", trace_of(error))
             await reply.ack()
 
     def _note(self, reply: Message) -> None:
@@ -145,7 +147,7 @@ class Decisions:
         try:
             state = HalfState(str(reply.headers.get(STATE)))
         except ValueError:
-            log.warning("a coordinator has answered with the state %r, which is none", reply.headers.get(STATE))
+            self._lines.warning("a coordinator has answered with the state %r, which is none", reply.headers.get(STATE))
             return
         reason = reply.headers.get(REASON)
         answer.set_result(Stated(state, reason if isinstance(reason, str) and reason else None))

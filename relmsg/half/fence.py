@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -45,9 +45,8 @@ from relmsg.db.search_path import equals
 from relmsg.errors import HalfRolledBack, TransactionRequired, UsageError
 from relmsg.half.lock_wait import waiting_at_most
 from relmsg.half.state import Resolution
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import is_stop
-
-log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 1.0
 PRUNED_AT_ONCE = 1000
@@ -98,6 +97,9 @@ class Fence:
 
     table: Table = DEFAULT_TABLE
     lock_seconds: float = LOCK_SECONDS
+    _lines: BoundedLog = field(
+        default_factory=lambda: BoundedLog(logging.getLogger(__name__)), init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if not self.lock_seconds > 0:
@@ -153,7 +155,9 @@ class Fence:
         except BaseException as error:  # while it connects, a driver raises what it likes
             if is_stop(error):
                 raise
-            log.warning("half message %s: its local transaction is open, or cannot be asked for: %s", key, brief(error))
+            self._lines.warning(
+                "half message %s: its local transaction is open, or cannot be asked for: %s", key, brief(error)
+            )
             return Resolution.UNKNOWN
         return found or Resolution.UNKNOWN
 

@@ -25,6 +25,7 @@ from relmsg.half.state import Resolution
 from relmsg.message import HeaderValue
 from relmsg.retry import full_jitter
 from relmsg.runtime.background import Background
+from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import is_stop
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
@@ -64,6 +65,7 @@ class Member:
         self._encryption = encryption
         self._clock = clock
         self._chance = chance
+        self._lines = BoundedLog(log, clock.monotonic)
         self._queue = checks_of(sender.group)
         self._subscriber = Subscriber(
             connection, self._queue.name, self._take, prefetch=concurrency, clock=clock, chance=chance
@@ -124,12 +126,14 @@ class Member:
     def _answered(self, delivery: Delivery, task: asyncio.Task[None]) -> None:
         self._checks.discard(task)
         if not self._closing and (task.cancelled() or task.exception() is not None):
-            log.error("half message %s: the task of a check was cancelled by somebody else", delivery.message.id)
+            self._lines.error(
+                "half message %s: the task of a check was cancelled by somebody else", delivery.message.id
+            )
             delivery.give_back()  # otherwise it would keep its place among those that are worked on
 
     async def _handle(self, delivery: Delivery) -> None:
         if delivery.redelivered:
-            log.info("dropped a check of half message %s, which another member has had", delivery.message.id)
+            self._lines.info("dropped a check of half message %s, which another member has had", delivery.message.id)
         else:
             reason: CheckFailure = "unreadable"
             try:
@@ -138,12 +142,14 @@ class Member:
                 await self._answer(half)
             except RelmsgError as error:
                 self._metrics.failed(reason)
-                log.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
+                self._lines.warning("half message %s: a check could not be answered: %s", delivery.message.id, error)
             except BaseException as error:
                 if is_stop(error):
                     raise
                 self._metrics.failed("internal_error")
-                log.error("half message %s: a check could not be answered\n%s", delivery.message.id, trace_of(error))
+                self._lines.error(
+                    "half message %s: a check could not be answered\n%s", delivery.message.id, trace_of(error)
+                )
         await delivery.ack()
 
     def _asked(self, delivery: Delivery) -> HalfMessage:

@@ -20,6 +20,7 @@ from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Attempted, Contended, Duplicate, Failed, Handled, Unsettled
 from relmsg.inbox.store import Store
+from relmsg.runtime.bounded_log import BoundedLog
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Starts:
         self._sessions = sessions
         self._store = store
         self._owed: set[Identity] = set()
+        self._lines = BoundedLog(log)
 
     async def unfinished(self, identity: Identity) -> int | Contended | Unsettled:
         """How many starts of a redelivered message have ended without a word, the first, unrecorded one included."""
@@ -73,7 +75,7 @@ class Starts:
         except Exception as error:  # noqa: BLE001 - as above
             if not concerns_message(error):
                 return _met(error)
-            log.error("the starts of message %s cannot be forgotten: %s", identity.message_id, brief(error))
+            self._lines.error("the starts of message %s cannot be forgotten: %s", identity.message_id, brief(error))
         self._owed.discard(identity)
         return Forgotten()
 
@@ -89,7 +91,7 @@ class Starts:
                 await self._store.take_back_start(session, identity)
         except Exception as error:  # noqa: BLE001 - what is recorded stands for the next start
             self._owed.add(identity)
-            log.info("a start of message %s could not be taken back: %s", identity.message_id, brief(error))
+            self._lines.info("a start of message %s could not be taken back: %s", identity.message_id, brief(error))
 
 
 def _met(error: Exception) -> Contended | Unsettled:
