@@ -8,6 +8,7 @@ a pair of its own, since there are tests that restart them: the first has those 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -41,6 +42,16 @@ def pytest_xdist_auto_num_workers() -> int:
     except ServicesError as error:
         raise pytest.UsageError(str(error)) from None
     return WORKERS if services is None or services.controlled else 1
+
+
+@pytest.fixture(autouse=True)
+def levels_of_loggers() -> Iterator[None]:
+    """A command that is run in this process sets the levels of loggers, as it would in its own: give them back."""
+    loggers = [logging.getLogger(name) for name in (None, "relmsg", "aiormq", "aio_pika", "pamqp", "asyncio")]
+    levels = [each.level for each in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from relmsg.cli.consume import consume
-from relmsg.half.metrics import CoordinatorMetrics
+from relmsg.half.metrics import CheckerMetrics, CoordinatorMetrics
 from relmsg.inbox.handler import GROUP_OF_LISTS
 from relmsg.inbox.inbox import GROUPS_AHEAD, PREFETCH
 from relmsg.inbox.metrics import Metrics
@@ -100,7 +100,7 @@ def test_the_alerts_are_about_metrics_that_exist(process: str) -> None:
 @pytest.mark.parametrize("page", ["docs/operations.md"])
 def test_the_metrics_of_the_operations_page_exist_and_are_all_of_them(page: str) -> None:
     """The page names every metric, and none that is not exported."""
-    parts = (RelayMetrics(), CoordinatorMetrics(), Metrics())
+    parts = (RelayMetrics(), CoordinatorMetrics(), CheckerMetrics(), Metrics())
     text = "".join(generate_latest(each.registry).decode() for each in parts)
     exported = {name for name in re.findall(r"# TYPE (\w+)", text) if not name.endswith("_created")}
     named = set(re.findall(r"\b(relmsg_(?:outbox|relay|half|consumer)_\w+)", (ROOT / page).read_text()))

@@ -115,7 +115,7 @@ class TestBadInput:
 
     async def test_unknown_host(self, verb):
         """A name that does not resolve ends with 3."""
-        url = f"postgresql://u:{SECRET}@no-such-host.invalid/d"
+        url = f"postgresql://u:{SECRET}@no-such-host.invalid/d?sslmode=require"  # a plain one is warned of
         code, _, errors = await relmsg("db", verb, RELMSG_DATABASE_URL=url)
         assert code == 3
         one_line(errors, "no-such-host.invalid", "does not answer")

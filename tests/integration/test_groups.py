@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from relmsg.clock import SystemClock
+from relmsg.db.failures import sqlstate
 from relmsg.inbox.attempt import Task
 from relmsg.inbox.group import Committed, Groups
 from relmsg.inbox.handler import Handler, parameters
@@ -143,7 +144,10 @@ async def test_two_groups_with_the_same_messages_in_another_order_do_not_deadloc
     ids = [str(n) for n in range(40)]
 
     async def until_committed(order: list[str]) -> list[Any]:
-        result = await trial.once(effect, *order)
+        for _ in range(50):  # the other may hold the rows for longer than ours waits on a busy machine
+            result = await trial.once(effect, *order)
+            if not (isinstance(result, Failed) and sqlstate(result.error) == "55P03"):
+                break
         assert isinstance(result, Committed), result
         return result.outcomes
 

@@ -306,7 +306,7 @@ async def test_a_database_without_the_fence_decides_nothing(
 ) -> None:
     """UNKNOWN, and a line that says why."""
     with caplog.at_level(logging.WARNING):
-        assert await FENCE.resolve(bare.sessions, half_id) is UNKNOWN
+        assert await Fence(lock_seconds=0.1).resolve(bare.sessions, half_id) is UNKNOWN
     assert str(half_id) in caplog.text
     assert "relmsg_fence" in caplog.text
     await create_fence(bare.engine)
