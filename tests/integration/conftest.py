@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from compose.local import Services
-from relmsg.cli import main
 
 Ran = tuple[int, str, str]
 
@@ -37,6 +36,8 @@ def relmsg(
 
     A process of its own takes a second longer: that is for tests of processes, and of what a terminal sees.
     """
+    from relmsg.cli import main  # not above: the oldest Typer warns when it meets the newest Click
+
     monkeypatch.setenv("RELMSG_DATABASE_URL", database_url)
     monkeypatch.setenv("RELMSG_AMQP_URL", amqp_url)
 
