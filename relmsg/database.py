@@ -28,8 +28,8 @@ def create_engine(url: str | URL | Callable[[], str], **options: Any) -> AsyncEn
 
     Its transactions are READ COMMITTED unless told otherwise, whatever the database or role has as its default. A
     connection is given up after 10 s, and says ``relmsg`` in pg_stat_activity unless the URL names another
-    ``application_name``. It asks the server to end a session whose network is silent for
-    60 s, and one that is idle in a transaction for as long.
+    ``application_name``. It asks the server to end a session whose network is silent for 60 s, and one that is idle in
+    a transaction for as long.
 
     ``sslmode``, ``sslrootcert``, ``sslcert``, ``sslkey`` and ``sslcrl`` in the URL mean what they mean to libpq. A
     function is asked for the URL before each new connection, and the files are read anew: for what is rotated. The same

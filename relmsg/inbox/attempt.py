@@ -187,8 +187,8 @@ class Attempts:
         in the way. Where the database answers others, and only this message's values or a fault of ours can be the
         reason, it is Failed with ``internal_error``. A connection that is lost while the handler runs or while we
         commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may have
-        happened, and then the next attempt is a
-        Duplicate. A handler that ran out of time while the database was silent is Unsettled too.
+        happened, and then the next attempt is a Duplicate. A handler that ran out of time while the database was silent
+        is Unsettled too.
 
         A message whose handler has lost its connection LOSSES_TOGETHER times is handled before a witness: the next time
         it tells whether the handler did it, be it that it crashed the whole server, or whether it was an outage.

@@ -34,8 +34,8 @@ class Driver:
     """Runs statements on one driver connection, one at a time, each in a transaction of its own (autocommit).
 
     After an error the connection is thrown away and the next statement gets a new one, unless a constraint or a trigger
-    of the user's has refused the statement. Every statement has a deadline:
-    asyncpg itself would wait for ever for a server that is frozen.
+    of the user's has refused the statement. Every statement has a deadline: asyncpg itself would wait for ever for a
+    server that is frozen.
 
     ``planning`` is PLANNED_EACH_TIME: a statement that was planned for an empty table would otherwise keep a sequential
     scan when thousands of rows arrive (performance.md, plan-cache trap), and compiling what is planned anew each time
