@@ -53,7 +53,7 @@ async def test_sigterm_under_load_settles_what_is_in_flight(
     """A relay asked to stop exits 0, gives its slots back, and no confirmed row is left in the outbox."""
     await broker.queue("q")
     await commit(sessions, *messages(20_000))
-    relay = await processes.relmsg("relay", RELMSG_BATCH="100", **ANY_PORT)
+    relay = await processes.command("relay", RELMSG_BATCH="100", **ANY_PORT)
 
     async def under_way() -> None:
         assert await waiting(engine) < 20_000

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.forked import ForkedProcess, can_fork, fork_relmsg
+
 
 class Process:
     """One child process whose stdout and stderr are read line by line as they come."""
 
-    def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | ForkedProcess, name: str) -> None:
         self._process = process
         self._name = name
         self.out: list[str] = []
@@ -156,7 +158,19 @@ class Processes:
             await process.reap()
 
     async def relmsg(self, *arguments: str, **variables: str) -> Process:
-        """``relmsg ARGUMENTS``, with the session's URLs and then ``variables`` as its RELMSG_ environment."""
+        """``relmsg ARGUMENTS``, with the session's URLs and then ``variables`` as its RELMSG_ environment.
+
+        It is forked from a process that has relmsg loaded, where that makes no difference to it.
+        """
+        environment = self._environment_with(variables)
+        if not can_fork(environment):
+            return await self.command(*arguments, **variables)
+        process = Process(await fork_relmsg(arguments, environment), " ".join(["relmsg", *arguments]))
+        self._started.append(process)
+        return process
+
+    async def command(self, *arguments: str, **variables: str) -> Process:
+        """The installed command ``relmsg ARGUMENTS``, started as a shell would."""
         script = Path(sys.executable).with_name("relmsg")
         command = [str(script)] if script.exists() else [sys.executable, "-m", "relmsg.cli.main"]
         return await self.start(*command, *arguments, **variables)
@@ -167,14 +181,12 @@ class Processes:
 
     async def start(self, *command: str, **variables: str) -> Process:
         """Any program, in the same environment: none of the RELMSG_ variables around us, and output not held back."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RELMSG_")}
-        environment |= {"PYTHONUNBUFFERED": "1"} | self._environment | variables
         setpriv = shutil.which("setpriv")
         guarded = [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
         child = await asyncio.create_subprocess_exec(
             *guarded,
             *command,
-            env=environment,
+            env=self._environment_with(variables),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -184,3 +196,7 @@ class Processes:
         process = Process(child, " ".join(map(str, command)))
         self._started.append(process)
         return process
+
+    def _environment_with(self, variables: Mapping[str, str]) -> dict[str, str]:
+        around = {name: value for name, value in os.environ.items() if not name.startswith("RELMSG_")}
+        return around | {"PYTHONUNBUFFERED": "1"} | self._environment | dict(variables)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -137,6 +140,47 @@ async def test_every_process_is_reaped_even_a_stopped_one():
         process.send(signal.SIGSTOP)
     assert process.returncode == -signal.SIGKILL
     await eventually(lambda: _equal(_state(child), None))
+
+
+@pytest.mark.parametrize("start", [Processes.relmsg, Processes.command])
+async def test_a_forked_command_is_a_process_like_a_started_one(start):
+    """Exit code, both outputs, environment, session and death by a signal are the same."""
+    nowhere = {"RELMSG_DATABASE_URL": "postgresql://127.0.0.1:1/x", "RELMSG_AMQP_URL": "amqp://127.0.0.1:1"}
+    async with Processes() as processes:
+        version = await start(processes, "--version")
+        assert await version.wait(within=60) == 0
+        assert (version.stdout, version.stderr) == (f"relmsg {metadata.version('relmsg')}\n", "")
+        wrong = await start(processes, "relay", RELMSG_BATCH="none", **nowhere)
+        assert await wrong.wait(within=60) == 2
+        assert (wrong.stdout, "RELMSG_BATCH" in wrong.stderr) == ("", True)
+        waiting = await start(processes, "relay", RELMSG_PROBES="", **nowhere)
+        await waiting.line("127.0.0.1:1", within=60)
+        assert os.getsid(waiting.pid) == waiting.pid
+        assert await waiting.kill() == -signal.SIGKILL
+
+
+async def test_forked_processes_die_with_who_asked_for_them():
+    """Even if that was killed and could end nothing."""
+    script = """
+import asyncio, sys
+from tests.support.processes import Processes
+
+async def main():
+    async with Processes() as processes:
+        relay = await processes.relmsg("relay", RELMSG_PROBES="", RELMSG_DATABASE_URL="postgresql://127.0.0.1:1/x",
+                                       RELMSG_AMQP_URL="amqp://127.0.0.1:1")
+        await relay.line("127.0.0.1:1", within=60)
+        print(relay.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+    async with Processes() as processes:
+        tests = await processes.python("-c", script, PYTHONPATH=str(Path(__file__).parents[2]))
+        relay = int((await tests.line(r"^(\d+)$", within=90))[1])
+        assert _state(relay) is not None
+        await tests.kill()
+        await eventually(lambda: _equal(_state(relay), None), within=20)
 
 
 def _equal(left, right):
