@@ -11,6 +11,8 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID, uuid5
 
+from relmsg.arguments import refused
+
 HeaderValue: TypeAlias = "str | int | bool | list[HeaderValue] | dict[str, HeaderValue] | None"
 Headers: TypeAlias = Mapping[str, HeaderValue]
 
@@ -91,5 +93,13 @@ class Message:
 
     @staticmethod
     def id_for(business_key: str) -> UUID:
-        """The id (UUIDv5) that belongs to a business key, such as ``"order-7-placed"``: equal keys, equal ids."""
-        return uuid5(ID_NAMESPACE, business_key)
+        """The id (UUIDv5) that belongs to a business key, such as ``"order-7-placed"``: equal keys, equal ids.
+
+        :raises UsageError: the key is no text.
+        """
+        if not isinstance(business_key, str):
+            raise refused("Message.id_for(business_key)", business_key, "is a string")
+        try:
+            return uuid5(ID_NAMESPACE, business_key)
+        except UnicodeEncodeError:
+            raise refused("Message.id_for(business_key)", business_key, "is valid Unicode") from None

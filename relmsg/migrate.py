@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.pool import NullPool
 
 from relmsg import catalogue
+from relmsg.arguments import shown
 from relmsg.database import create_engine
 from relmsg.db import indexes
 from relmsg.db.failures import is_contention, translated
@@ -131,7 +132,7 @@ def sql(schema: str | None = None, since: str | None = None) -> str:
     schema = schema_in_force(schema)
     names = [revision.name for revision in _known()]
     if since is not None and since not in names:
-        raise UsageError(f"there is no revision {since}: this relmsg knows {', '.join(names)}")
+        raise UsageError(f"there is no revision {shown(since)}: this relmsg knows {', '.join(names)}")
     written = io.StringIO()
     alembic_run.write(schema, location(), since, written)
     return written.getvalue()

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-from relmsg.arguments import flag, named, refused, several, shown
+from relmsg.arguments import flag, named, refused, several, shown, whole
 from relmsg.errors import UsageError
 
 ERROR_EXCHANGE: Final = "relmsg.errors"
@@ -21,6 +21,7 @@ ERROR_SUFFIX: Final = ".errors"
 OWN_ERROR_KEY: Final = "<queue>.errors"
 
 DELIVERY_LIMIT: Final = 20
+MOST_DELIVERIES: Final = 2**31 - 1
 # Whoever lists an error queue returns its messages. Without a limit a quorum queue puts returned messages at its back
 # (reliability B2), and from RabbitMQ 4 on the default limit of 20 would drop them (B3).
 ERROR_DELIVERY_LIMIT: Final = 1_000_000
@@ -100,8 +101,14 @@ class Binding:
             _check_name("queue", queue_name, reserved=True)
         if not isinstance(routing_key, str):
             raise refused(f"binding to exchange {exchange_name!r}: routing_key", routing_key, "is a string")
-        _set(self, exchange=exchange_name, queue=queue_name, routing_key=routing_key, arguments=arguments or {})
-        if len(routing_key.encode(errors="replace")) > MAX_NAME_BYTES:
+        _set(
+            self,
+            exchange=exchange_name,
+            queue=queue_name,
+            routing_key=routing_key,
+            arguments={} if arguments is None else arguments,
+        )
+        if _size(f"binding to exchange {exchange_name!r}: routing_key", routing_key) > MAX_NAME_BYTES:
             raise UsageError(f"{self}: the routing key is over {MAX_NAME_BYTES} bytes")
         _check_arguments(str(self), self.arguments)
 
@@ -157,7 +164,7 @@ class Queue:
             dead_letter_exchange=named(dead_letter_exchange, Exchange),
             dead_letter_routing_key=dead_letter_routing_key,
             overflow=overflow,
-            arguments=arguments or {},
+            arguments={} if arguments is None else arguments,
         )
         if type not in QUEUE_TYPES:
             raise UsageError(f"{self}: there is no type {shown(type)} here; give {' or '.join(QUEUE_TYPES)}")
@@ -194,8 +201,8 @@ class Queue:
             if limit not in (None, DELIVERY_LIMIT):
                 raise UsageError(f"{self}: classic queues know no delivery limit; use a quorum queue")
             object.__setattr__(self, "delivery_limit", None)
-        elif limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < -1 or limit == 0):
-            raise UsageError(f"{self}: delivery_limit is 1 or more, -1 for none, or None, not {shown(limit)}")
+        elif limit is not None and (limit != -1 or not isinstance(limit, int)):
+            whole(f"{self}: delivery_limit, 1 or more, or -1 for none, or None,", limit, 1, MOST_DELIVERIES)
 
     def _settle_dead_letters(self) -> None:
         exchange, key = self.dead_letter_exchange, self.dead_letter_routing_key
@@ -214,7 +221,7 @@ class Queue:
             error_queue_name(self.name)
             if key is None:
                 raise UsageError(f"{self}: dead-lettering to {ERROR_EXCHANGE} needs a dead_letter_routing_key")
-        if key is not None and len(key.encode()) > MAX_NAME_BYTES:
+        if key is not None and _size(f"{self}: dead_letter_routing_key", key) > MAX_NAME_BYTES:
             raise UsageError(f"{self}: the dead_letter_routing_key is over {MAX_NAME_BYTES} bytes")
 
     def _own(self, binding: Binding) -> Binding:
@@ -353,7 +360,20 @@ def _check_arguments(owner: str, arguments: Mapping[str, Any]) -> None:
     if not isinstance(arguments, Mapping):
         raise UsageError(f"{owner}: arguments are a mapping of names to values, not {type(arguments).__name__}")
     for name, value in arguments.items():
-        if not isinstance(name, str) or not name or len(name.encode()) > 128:
+        if not isinstance(name, str) or not name or _size(f"{owner}: the name of an argument", name) > 128:
             raise UsageError(f"{owner}: names of arguments are strings of 1 to 128 bytes, not {shown(name)}")
         if not isinstance(value, str | bool | int) or (isinstance(value, int) and not -(2**63) <= value < 2**63):
             raise UsageError(f"{owner}: argument {name} is str, bool or int (64 bit), not {shown(value)}")
+        if isinstance(value, str):
+            _size(f"{owner}: argument {name}", value)
+
+
+def _size(name: str, value: str) -> int:
+    """How many bytes a text takes.
+
+    :raises UsageError: it has lone surrogates, which nothing can send.
+    """
+    try:
+        return len(value.encode())
+    except UnicodeEncodeError:
+        raise refused(name, value, "is valid Unicode") from None

@@ -77,9 +77,9 @@ def seal(
         body,
         _traced(message.headers),
         message.type,
-        message.source or source,
+        source if message.source is None or message.source == "" else message.source,
         message.ordering_key,
-        (content_type if message.content_type is None else message.content_type) or None,
+        content_type if message.content_type is None else None if message.content_type == "" else message.content_type,
         message.content_encoding,
         message.correlation_id,
         message.reply_to,
@@ -186,7 +186,7 @@ def uuid_of(given: UUID | str) -> UUID:
         return UUID(given)
     except (ValueError, AttributeError, TypeError) as error:
         raise PropertyRefused(
-            f"message id {given!r} is not a UUID: use Message.id_for({given!r}) to make one of it"
+            f"message id {shown(given)} is not a UUID: use Message.id_for(…) to make one of it"
         ) from error
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 from uuid import UUID
 
-from relmsg.arguments import name_of, shown
+from relmsg.arguments import name_of, shown, text
 from relmsg.broker.answer import really_cancelled
 from relmsg.db.failures import brief
-from relmsg.errors import CheckerRefused
-from relmsg.exceptions import trace_of
+from relmsg.errors import CheckerRefused, UsageError
+from relmsg.exceptions import text_of, trace_of
 from relmsg.half.metrics import CheckerMetrics
 from relmsg.half.protocol import Answer
 from relmsg.half.state import Resolution
@@ -89,10 +89,10 @@ class Checkers:
             half message.
         """
         name = name_of(function)
-        if not isinstance(type_, str) or not type_:
-            raise CheckerRefused(
-                f"checker {name}: give the message type it answers for, or {ANY_TYPE!r} for all others"
-            )
+        try:
+            type_ = text("give the message type it answers for", type_, f"({ANY_TYPE!r} for all others), which is")
+        except UsageError as error:
+            raise CheckerRefused(f"checker {name}: {text_of(error)}") from error
         if (taken := self._checkers.get(type_)) is not None:
             raise CheckerRefused(f"checker {name}: type {shown(type_)} has a checker already, {name_of(taken)}")
         if not inspect.iscoroutinefunction(function):

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
@@ -77,6 +78,8 @@ class Coordinator:
         committed: Callable[[], None] = lambda: None,
         scan_every: float = 1.0,
     ) -> None:
+        arguments.instance("Coordinator(settings)", settings, Settings, "made by Settings.load()")
+        arguments.clock_and_chance("Coordinator", clock, chance)
         self.metrics = metrics or CoordinatorMetrics()
         self.started = asyncio.Event()
         self._settings = settings
@@ -117,11 +120,13 @@ class Coordinator:
 
         A database or broker that goes away later is waited for.
 
+        :raises UsageError: ``stop`` is no ``asyncio.Event``.
         :raises DatabaseAway: at the start, when PostgreSQL does not answer.
         :raises BrokerAway: at the start, when RabbitMQ does not answer.
         :raises AccessRefused: at the start, when one of them refuses the login, or the queues.
         :raises SchemaError: at the start, when relmsg's tables do not fit this version.
         """
+        arguments.instance("run(stop)", stop, asyncio.Event)
         async with AsyncExitStack() as stack:
             # Whoever waits for a connection of the pool gives up by the store's own deadline, as DatabaseAway.
             options = {"pool_size": LINES + 1, "max_overflow": 0, "pool_timeout": 2 * ANSWER_SECONDS}

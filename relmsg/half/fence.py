@@ -38,7 +38,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+from sqlalchemy.orm import sessionmaker
 
+from relmsg import arguments
 from relmsg.arguments import shown
 from relmsg.db.failures import brief
 from relmsg.db.search_path import equals
@@ -49,6 +51,9 @@ from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import is_stop
 
 LOCK_SECONDS = 1.0
+MOST_LOCK_SECONDS = 3600.0
+MOST_AGE_SECONDS = 100 * 365 * 24 * 3600.0
+MOST_NAME_BYTES = 63  # PostgreSQL cuts longer names
 PRUNED_AT_ONCE = 1000
 
 
@@ -60,7 +65,15 @@ class Identified(Protocol):
 
 
 def fence_table(metadata: MetaData | None = None, name: str = "relmsg_fence", schema: str | None = None) -> Table:
-    """The table of the fence, for your own metadata, so that your migrations make it; ``create_fence`` makes it too."""
+    """The table of the fence, for your own metadata, so that your migrations make it; ``create_fence`` makes it too.
+
+    :raises UsageError: there can be no such table.
+    """
+    if metadata is not None:
+        arguments.instance("fence_table(metadata)", metadata, MetaData)
+    arguments.text("fence_table(name=…)", name, most=MOST_NAME_BYTES)
+    if schema is not None:
+        arguments.text("fence_table(schema=…)", schema, most=MOST_NAME_BYTES)
     return Table(
         name,
         MetaData() if metadata is None else metadata,
@@ -79,6 +92,8 @@ DEFAULT_TABLE = fence_table()
 
 async def create_fence(engine: AsyncEngine, table: Table = DEFAULT_TABLE) -> None:
     """Make the table where it is missing. All instances of a service may call this at once, at every start."""
+    arguments.instance("create_fence(engine)", engine, AsyncEngine)
+    arguments.instance("create_fence(engine, table)", table, Table, "made by fence_table()")
     try:
         async with engine.begin() as connection:
             await connection.run_sync(table.create, checkfirst=True)
@@ -102,8 +117,11 @@ class Fence:
     )
 
     def __post_init__(self) -> None:
-        if not self.lock_seconds > 0:
-            raise UsageError(f"Fence(lock_seconds={self.lock_seconds}): give a positive number of seconds")
+        arguments.instance("Fence(table)", self.table, Table, "made by fence_table()")
+        if missing := {"half_id", "resolution", "decided_at"} - set(self.table.columns.keys()):
+            raise UsageError(f"Fence(table) is made by fence_table(); this one has no {', '.join(sorted(missing))}")
+        seconds = arguments.seconds("Fence(lock_seconds=…)", self.lock_seconds, positive=True, most=MOST_LOCK_SECONDS)
+        object.__setattr__(self, "lock_seconds", seconds)
 
     async def commit(self, tx: AsyncSession | AsyncConnection, half_id: UUID | str) -> bool:
         """Put COMMIT down in the caller's transaction, which commits or rolls back together with the work.
@@ -140,6 +158,7 @@ class Fence:
             which an open transaction would pass for a committed one; or it commits by itself (AUTOCOMMIT).
         """
         key = _key(half_id)
+        _require_sessions("resolve(sessions)", sessions)
         engine = sessions if isinstance(sessions, AsyncEngine) else await self._engine(sessions)
         if isinstance(engine.sync_engine.pool, StaticPool):
             raise UsageError("a fenced checker needs a connection of its own: this engine has only one for all")
@@ -165,7 +184,11 @@ class Fence:
         self, sessions: Callable[[], AsyncSession] | AsyncEngine
     ) -> Callable[[Identified], Awaitable[Resolution]]:
         """``resolve`` as a checker. Every local transaction of the types it is registered for must have the fence: the
-        answer about one without it is ROLLBACK."""
+        answer about one without it is ROLLBACK.
+
+        :raises UsageError: these are no sessions.
+        """
+        _require_sessions("checker(sessions)", sessions)
 
         async def fenced(half: Identified) -> Resolution:
             return await self.resolve(sessions, half.id)
@@ -177,10 +200,16 @@ class Fence:
 
         A row must outlive its half message: once it is gone, a checker would say ROLLBACK of committed work. Choose far
         more than any half message can stay open, PARKED ones included.
+
+        :raises UsageError: ``older_than`` is negative, or no time.
         """
+        arguments.instance("prune(engine)", engine, AsyncEngine)
+        seconds = arguments.seconds("prune(older_than=…)", older_than, most=MOST_AGE_SECONDS)
         fence, pruned = self.table.c, 0
         async with engine.connect() as connection:
-            before = (await connection.execute(select(func.current_timestamp()))).scalar_one() - older_than
+            before = (await connection.execute(select(func.current_timestamp()))).scalar_one() - timedelta(
+                seconds=seconds
+            )
             # By their keys: MariaDB would otherwise lock each row it looks at, and hold up those who insert.
             some = select(fence.half_id).where(fence.decided_at < before).limit(PRUNED_AT_ONCE)
             while keys := (await connection.scalars(some)).all():
@@ -214,6 +243,15 @@ class Fence:
             query = query.with_for_update(read=True)
         found = await connection.scalar(query)
         return None if found is None else Resolution(found)
+
+
+def _require_sessions(name: str, sessions: object) -> None:
+    """:raises UsageError: no AsyncSession can come of these."""
+    if isinstance(sessions, AsyncEngine):
+        return
+    # The sync sessionmaker is callable too, and so is every class.
+    if not callable(sessions) or isinstance(sessions, type | sessionmaker):
+        raise arguments.refused(name, sessions, "is an async_sessionmaker or an AsyncEngine")
 
 
 def _key(half_id: UUID | str) -> str:

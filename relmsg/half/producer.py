@@ -20,7 +20,7 @@ from relmsg.broker.connection import Connection
 from relmsg.broker.envelope import MAX_BODY_BYTES, seal, uuid_of
 from relmsg.broker.wire import Publication
 from relmsg.clock import Clock, SystemClock
-from relmsg.errors import UsageError
+from relmsg.errors import CheckerRefused, UsageError
 from relmsg.half.checking import Checker, Checkers
 from relmsg.half.decisions import Decisions
 from relmsg.half.fence import Fence
@@ -206,6 +206,10 @@ class HalfProducer:
 
         :raises CheckerRefused: the type has a checker, or it cannot be called with one half message.
         """
+        if not isinstance(type, str):  # also @half.checker without a type
+            raise CheckerRefused(
+                f'checker(type): give the type of the messages it answers for, or "*", not {arguments.shown(type)}'
+            )
 
         def register(function: C) -> C:
             self._checkers.add(type, function)

@@ -60,6 +60,7 @@ LOSSES_TOGETHER = 2  # lost connections after which a message is handled alone, 
 CONTENTION_SECONDS = 300.0
 CONTENTION_BASE_SECONDS = 0.05
 CONTENTION_CAP_SECONDS = 5.0
+MOST_MILLISECONDS = 2**31 - 1  # PostgreSQL: 24 days
 PATIENCE_SECONDS = 3600.0  # for the copies of a message whose handler has no timeout
 
 
@@ -289,7 +290,9 @@ def patience(handler: Handler) -> float:
 
 def idle_limit(handler: Handler) -> str:
     """Milliseconds after which the server may take a silent transaction's process for vanished; 0: never."""
-    return "0" if handler.timeout is None else str(int(1000 * (ANSWER_SECONDS + 2 * handler.timeout)))
+    if handler.timeout is None:
+        return "0"
+    return str(min(int(1000 * (ANSWER_SECONDS + 2 * handler.timeout)), MOST_MILLISECONDS))
 
 
 def may_take(handler: Handler) -> float | None:

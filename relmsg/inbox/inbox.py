@@ -33,6 +33,7 @@ from relmsg.inbox.pruning import DEFAULT_WINDOW, Pruning
 from relmsg.inbox.registry import Registry
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.running import Running
+from relmsg.inbox.sessions import require_transactions
 from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import Starts
 from relmsg.inbox.store import Store
@@ -258,13 +259,10 @@ class Inbox:
         :raises SchemaError: relmsg's tables are missing, older or newer.
         :raises QueueMissing: a queue does not exist.
         :raises DatabaseAway, BrokerAway, AccessRefused: a service does not answer, or refuses, at the start.
-        :raises UsageError: there is no handler, or no URL, or this inbox runs already.
+        :raises UsageError: there is no handler, or no URL, or this inbox runs already; its sessions have no
+            PostgreSQL, or work in AUTOCOMMIT, where a failed handler's writes would stay.
         """
-        url: Url | None = self.amqp_url
-        if amqp_url is not None:
-            url = amqp_url if callable(amqp_url) else arguments.text("run(amqp_url)", amqp_url, most=None)
-        if url is None:
-            raise UsageError("the inbox needs the broker's URL: run(amqp_url=…) or Inbox(…, amqp_url=…)")
+        settled = self._require_runnable("run", amqp_url, prefetch, concurrency, drain, heartbeat)
         if not self.queues:
             raise UsageError(f"inbox {self.name!r} has no handler: register one with @inbox.handler(type, queue=…)")
         if stop is not None:
@@ -274,13 +272,7 @@ class Inbox:
         await self._require_tables()
         self._require_idle()  # and is still
         self._ended = None
-        self._consumer = self._assemble(
-            url,
-            self._prefetch_of(self.prefetch if prefetch is None else _prefetch("run(prefetch=…)", prefetch)),
-            self.concurrency if concurrency is None else _concurrency("run(concurrency=…)", concurrency),
-            self.drain if drain is None else arguments.seconds("run(drain=…)", drain),
-            self.heartbeat if heartbeat is None else _heartbeat("run(heartbeat=…)", heartbeat),
-        )
+        self._consumer = self._assemble(*settled)
         # In a task of its own: there, a CancelledError that nobody asked for is known to come from the AMQP library.
         # What ends it is an event of its own: the caller's may belong to others too, and is only looked at.
         ending = asyncio.Event()
@@ -326,6 +318,7 @@ class Inbox:
         exception on leaving.
         """
         given = arguments.flag_or_seconds("running(wait_for_services=…)", wait_for_services)
+        self._require_runnable("running", amqp_url, prefetch, concurrency, drain, heartbeat)
 
         def run(stop: asyncio.Event, started: Callable[[], None]) -> Awaitable[None]:
             return self.run(
@@ -343,13 +336,44 @@ class Inbox:
     def _told(self, *, waits: str | None = None, ended: str | None = None) -> None:
         self._waits, self._ended = waits, ended
 
+    def _require_runnable(
+        self,
+        call: str,
+        amqp_url: Url | None,
+        prefetch: int | None,
+        concurrency: int | None,
+        drain: Seconds | None,
+        heartbeat: Seconds | None,
+    ) -> tuple[Url, dict[str, int], int, float, float]:
+        """What this call runs with: what it was given, else what the inbox was.
+
+        :raises UsageError: one of them cannot be meant, or there is no URL.
+        """
+        url = self.amqp_url if amqp_url is None else amqp_url
+        if url is None:
+            raise UsageError(f"the inbox needs the broker's URL: {call}(amqp_url=…) or Inbox(…, amqp_url=…)")
+        if callable(url):
+            arguments.function(f"{call}(amqp_url)", url, "a URL, or a function without arguments that returns one")
+        else:
+            amqp_urls(arguments.text(f"{call}(amqp_url)", url, most=None))
+        return (
+            url,
+            self._prefetch_of(self.prefetch if prefetch is None else _prefetch(f"{call}(prefetch=…)", prefetch)),
+            self.concurrency if concurrency is None else _concurrency(f"{call}(concurrency=…)", concurrency),
+            self.drain if drain is None else arguments.seconds(f"{call}(drain=…)", drain),
+            self.heartbeat if heartbeat is None else _heartbeat(f"{call}(heartbeat=…)", heartbeat),
+        )
+
     def _require_idle(self) -> None:
         if self._consumer is not None:
             raise UsageError(f"inbox {self.name!r} is running already")
 
     async def _require_tables(self) -> None:
         bind = self.sessions.kw.get("bind")
-        if isinstance(bind, AsyncEngine):
+        if not isinstance(bind, AsyncEngine | None):
+            return  # a connection that somebody else works on as well
+        await require_transactions(self.sessions)
+        if bind is not None:
             await require_current(bind, self.schema)
 
     def _pruner(self) -> Pruner:

@@ -12,6 +12,7 @@ from typing import Self
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from relmsg import arguments
 from relmsg.clock import Clock, SystemClock
 from relmsg.db.failures import brief
 from relmsg.errors import UsageError
@@ -61,6 +62,7 @@ class Hint:
     ) -> None:
         if not isinstance(engine, AsyncEngine) or engine.dialect.driver != "asyncpg":
             raise UsageError("Hint(engine) takes an AsyncEngine of postgresql+asyncpg://")
+        arguments.clock_and_chance("Hint", clock, chance)
         self._engine = engine
         self._notification = notification(schema_in_force(schema))
         self._clock = clock or SystemClock()

@@ -26,15 +26,22 @@ def known_connection(tx: Transaction) -> Connection | None:
         known = tx.sync_session.info.get(KEY)
         transaction = _innermost(tx.sync_session)
         return known[1] if known is not None and known[0] is transaction and transaction.is_active else None
-    if not isinstance(tx, AsyncConnection):
-        raise UsageError(
-            f"publish into an AsyncSession or an AsyncConnection, not a {type(tx).__name__}; "
-            "for sync sessions execute outbox.insert(message)"
-        )
+    require_transactional(tx)
+    assert isinstance(tx, AsyncConnection)
     if not tx.in_transaction():
         raise TransactionRequired("this connection has no transaction: publish inside `async with tx.begin():`")
     assert tx.sync_connection is not None
     return _transactional(tx.sync_connection)
+
+
+def require_transactional(tx: Transaction) -> None:
+    """:raises UsageError: this is nothing that has transactions here."""
+    if not isinstance(tx, AsyncSession | AsyncConnection):
+        what = f"the class {tx.__name__}" if isinstance(tx, type) else f"a {type(tx).__name__}"
+        raise UsageError(
+            f"publish into an AsyncSession or an AsyncConnection, not {what}; for sync sessions execute "
+            "outbox.insert(message)"
+        )
 
 
 def connection_of(session: Session) -> Connection:

@@ -16,14 +16,14 @@ from relmsg.message import Message
 from relmsg.outbox.direct import Transaction
 from relmsg.outbox.insert import Insertion, SealedRow, sealed_row
 from relmsg.outbox.ledger import WRITTEN, Ledger, Wake
-from relmsg.outbox.protected import connection_of, known_connection
+from relmsg.outbox.protected import connection_of, known_connection, require_transactional
 from relmsg.outbox.routes import Routes
 from relmsg.outbox.transactions import ledger_of
 from relmsg.outbox.wrap import OutboxExchange
 from relmsg.security.encryption import Encryption
 from relmsg.security.signing import Signing
 from relmsg.settings import schema_in_force
-from relmsg.topology import Topology
+from relmsg.topology import Exchange, Topology
 
 
 class Outbox:
@@ -119,12 +119,18 @@ class Outbox:
         """
         return self._insertion.statement(self._row(message))
 
-    def wrap(self, tx: Transaction, exchange: str) -> OutboxExchange:
+    def wrap(self, tx: Transaction, exchange: str | Exchange) -> OutboxExchange:
         """A stand-in for an aio-pika exchange: ``await outbox.wrap(session, "shop").publish(message, routing_key)``.
 
         What was sent at once before is now written into the outbox, in the transaction of ``tx``.
+
+        :raises UsageError: there can be no such exchange, or ``tx`` is neither an AsyncSession nor an AsyncConnection.
         """
-        return OutboxExchange(self, tx, exchange)
+        require_transactional(tx)
+        name = arguments.named(exchange, Exchange)
+        if name != "":
+            arguments.text("wrap(tx, exchange), where an empty string is the default exchange,", name)
+        return OutboxExchange(self, tx, name)
 
     def _row(self, message: Message) -> SealedRow:
         if not isinstance(message, Message):

@@ -19,6 +19,7 @@ from contextlib import AsyncExitStack, suppress
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from relmsg import arguments
 from relmsg.broker.confirm import ConfirmChannel
 from relmsg.broker.connection import Connection
 from relmsg.clock import Clock, SystemClock
@@ -71,6 +72,8 @@ class Relay:
         chance: Callable[[], float] = random.random,
         stall_seconds: float = 30.0,
     ) -> None:
+        arguments.instance("Relay(settings)", settings, Settings, "made by Settings.load()")
+        arguments.clock_and_chance("Relay", clock, chance)
         self.metrics = metrics or RelayMetrics()
         self._settings = settings
         self._clock = clock or SystemClock()
@@ -117,11 +120,13 @@ class Relay:
 
         A database or broker that goes away later is waited for.
 
+        :raises UsageError: ``stop`` is no ``asyncio.Event``.
         :raises DatabaseAway: at the start, when PostgreSQL does not answer.
         :raises BrokerAway: at the start, when RabbitMQ does not answer.
         :raises AccessRefused: at the start, when one of them refuses the login.
         :raises SchemaError: at the start, when relmsg's tables do not fit this version.
         """
+        arguments.instance("run(stop)", stop, asyncio.Event)
         settings = self._settings
         async with AsyncExitStack() as stack:
             engine = create_engine(settings.database, pool_size=4, max_overflow=0)

@@ -44,6 +44,11 @@ class AesGcmKey:
 
         object.__setattr__(self, "cipher", AESGCM(self.secret))
 
+    def encrypt(self, nonce: bytes, body: bytes, bound: bytes) -> bytes:
+        """The encrypted body; ``bound`` is what it belongs to."""
+        encrypted: bytes = self.cipher.encrypt(nonce, body, bound)
+        return encrypted
+
 
 class Encryption:
     """Encrypts bodies where they are published and opens them for the handler. Give the same keys to both sides:
@@ -57,7 +62,7 @@ class Encryption:
     """
 
     def __init__(self, keys: AesGcmKey | Sequence[AesGcmKey] | KeyProvider[AesGcmKey]) -> None:
-        self._keys = provider(keys)
+        self._keys = provider("Encryption(keys)", keys, "encrypt", "an AesGcmKey")
 
     def encrypt(self, body: bytes, *bound: str | None) -> tuple[bytes, str]:
         """The encrypted body and the value of the header ``message-encryption``.
@@ -66,7 +71,7 @@ class Encryption:
         """
         key = self._keys.current()
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + key.cipher.encrypt(nonce, body, _associated(key, bound)), f"{VERSION};{ALGORITHM};{key.id}"
+        return nonce + key.encrypt(nonce, body, _associated(key, bound)), f"{VERSION};{ALGORITHM};{key.id}"
 
     def decrypt(self, body: bytes, header: object, *bound: str | None) -> bytes:
         """The body as it was published.

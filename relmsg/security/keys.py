@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Protocol, TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 from relmsg.arguments import shown
 from relmsg.errors import UsageError
@@ -47,16 +47,20 @@ class Keys(KeyProvider[K]):
     To change a key: give the new one to all receivers as a second key, then to the senders as the first, and take the
     old one away when no message of it is left in queues, outboxes and error queues.
 
-    :raises UsageError: there is no key, or two have one id.
+    :raises UsageError: there is no key, one is no key, or two have one id.
     """
 
     def __init__(self, keys: Sequence[K]) -> None:
-        if not keys:
-            raise UsageError("give at least one key")
-        self._keys = {key.id: key for key in keys}
-        if len(self._keys) < len(keys):
+        listed = _listed("Keys(keys)", keys)
+        self._keys = {key.id: key for key in listed}
+        if len(self._keys) < len(listed):
             raise UsageError("two keys have the same id: a message names its key by that")
-        self._current = keys[0]
+        self._current: K = listed[0]
+
+    @property
+    def all(self) -> tuple[K, ...]:
+        """The keys, in no order."""
+        return tuple(self._keys.values())
 
     def current(self) -> K:
         """The first key."""
@@ -67,11 +71,41 @@ class Keys(KeyProvider[K]):
         return self._keys.get(key_id)
 
 
-def provider(keys: K | Sequence[K] | KeyProvider[K]) -> KeyProvider[K]:
-    """A provider out of one key, a list of keys, or a provider."""
-    if isinstance(keys, Sequence):
-        return Keys(keys)
-    return cast("KeyProvider[K]", keys) if hasattr(keys, "current") else Keys([keys])
+def provider(name: str, keys: K | Sequence[K] | KeyProvider[K], does: str, hint: str) -> KeyProvider[K]:
+    """A provider out of one key, a list of keys, or a provider.
+
+    :param name: the argument, as its caller wrote it.
+    :param does: the method that tells a key of the right kind: "sign", "verify", "encrypt".
+    :param hint: which keys these are.
+    :raises UsageError: it is none of these, or a key of another kind.
+    """
+    if not isinstance(keys, type) and all(callable(getattr(keys, each, None)) for each in ("current", "find")):
+        if not isinstance(keys, Keys):
+            return cast("KeyProvider[K]", keys)  # it may have to ask for them yet
+        found: KeyProvider[K] = keys
+        listed = keys.all
+    else:
+        listed = _listed(name, [keys] if isinstance(getattr(keys, "id", None), str) else keys)
+        found = Keys(listed)
+    for key in listed:
+        if not hasattr(key, does):
+            raise UsageError(f"{name}: a {type(key).__name__} cannot {does} here; give {hint}")
+    return found
+
+
+def _listed(name: str, keys: object) -> tuple[Any, ...]:
+    """:raises UsageError: there is no key, or one is no key. The value is not shown: it may be the secret itself."""
+    if isinstance(keys, str | bytes | bytearray | Mapping | type) or not isinstance(keys, Iterable):
+        what = f"the class {keys.__name__}" if isinstance(keys, type) else f"a {type(keys).__name__}"
+        raise UsageError(f"{name} is a key, a list of keys or a KeyProvider, not {what}")
+    listed = tuple(keys)
+    if not listed:
+        raise UsageError(f"{name}: give at least one key")
+    for key in listed:
+        if isinstance(key, type) or not isinstance(getattr(key, "id", None), str):
+            what = f"the class {key.__name__}" if isinstance(key, type) else f"a {type(key).__name__}"
+            raise UsageError(f"{name} holds keys, such as HmacKey(id, secret), not {what}")
+    return listed
 
 
 def checked_id(key_id: object) -> str:

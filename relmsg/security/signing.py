@@ -144,7 +144,7 @@ class Signing:
     """
 
     def __init__(self, keys: SigningKey | Sequence[SigningKey] | KeyProvider[SigningKey]) -> None:
-        self._keys = provider(keys)
+        self._keys = provider("Signing(keys)", keys, "sign", "an HmacKey or an Ed25519Key")
 
     def header(self, sealed: Signed) -> str:
         """The value of the header ``message-signature`` for a message that is ready to be sent."""
@@ -222,10 +222,12 @@ class Claim:
 
 
 def _loaded(given: bytes | str, from_pem: Any, from_raw: Any, kind: type, what: str) -> Any:
-    raw = given.encode() if isinstance(given, str) else given
+    if not isinstance(given, bytes | str):
+        raise UsageError(f"{what}: give PEM or the 32 raw bytes, not a {type(given).__name__}")
     try:
+        raw = given.encode() if isinstance(given, str) else given
         key = from_pem(raw) if raw.lstrip().startswith(b"-----BEGIN") else from_raw(raw)
-    except (TypeError, ValueError) as error:  # their texts may show the key
+    except Exception as error:  # of the library; their texts may show the key
         raise UsageError(f"{what}: give PEM or the 32 raw bytes") from error
     if not isinstance(key, kind):
         raise UsageError(f"{what}: this is a key of another kind")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from relmsg.arguments import instance, refused, several, text
 from relmsg.errors import Untrusted, UsageError
 from relmsg.exceptions import text_of
 from relmsg.message import Message
@@ -29,10 +30,13 @@ class Sender:
     def __post_init__(self) -> None:
         if isinstance(self.users, str):
             raise UsageError("Sender(users=…) is a collection of logins, not one string")
+        for login in several("Sender(users=…)", self.users, str):
+            text("Sender(users=…)", login, "holds logins, each")
         if self.keys is None and not self.users:
             raise UsageError(
                 'Sender(…): give keys, users or both; a source without proof is trusted by others="accept"'
             )
+        _provider(self)
 
 
 class Trust:
@@ -53,13 +57,13 @@ class Trust:
     def __init__(self, sources: Mapping[str, Sender], *, others: Literal["refuse", "accept"] = "refuse") -> None:
         if others not in ("refuse", "accept"):
             raise UsageError('Trust(others=…) is "refuse" or "accept"')
+        if not isinstance(sources, Mapping):
+            raise refused("Trust(sources)", sources, "is a dict from the name of a source to its Sender(…)")
         for source, sender in sources.items():
-            if not isinstance(source, str) or not isinstance(sender, Sender):
-                raise UsageError("Trust(sources): a dict from the name of a source to its Sender(…)")
+            text("Trust(sources)", source, "is a dict whose keys are names of sources, each")
+            instance(f"Trust(sources): what is told of {source!r}", sender, Sender)
         self._users = {source: frozenset(sender.users) for source, sender in sources.items()}
-        self._keys = {
-            source: None if sender.keys is None else provider(sender.keys) for source, sender in sources.items()
-        }
+        self._keys = {source: _provider(sender) for source, sender in sources.items()}
         self._accepts_others = others == "accept"
 
     def check(self, message: Message, user_id: str | None) -> None:
@@ -82,6 +86,18 @@ class Trust:
         keys = self._keys[source]
         if keys is not None:
             _verify(message, source, keys)
+
+
+def _provider(sender: Sender) -> KeyProvider[VerifyingKey] | None:
+    """Where a sender's keys come from; None where it has none.
+
+    :raises UsageError: one of them is none that can verify.
+    """
+    if sender.keys is None:
+        return None
+    return provider(
+        "Sender(keys=…)", sender.keys, "verify", "an HmacKey or an Ed25519PublicKey, such as Ed25519Key(…).public"
+    )
 
 
 class _AsSigned(NamedTuple):

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 
 from relmsg import Inbox, Message
 from relmsg.broker.subscriber import QueueMissing
@@ -237,3 +237,65 @@ async def test_two_runs_at_once_are_refused(sessions: Sessions, broker: Broker, 
     for run in runs:
         run.cancel()
     await asyncio.wait(runs)
+
+
+async def test_sessions_that_commit_each_statement_by_themselves_are_refused(
+    engine: AsyncEngine, broker: Broker, amqp_url: str
+) -> None:
+    """In AUTOCOMMIT a failed message would be a duplicate at the next try, and lost: the inbox does not start."""
+    await broker.queue("orders")
+    automatic = engine.execution_options(isolation_level="AUTOCOMMIT")
+    inbox, _ = billing(async_sessionmaker(automatic))
+    with pytest.raises(UsageError, match="AUTOCOMMIT"):
+        await inbox.run(amqp_url)
+    by_default = create_async_engine(engine.url, isolation_level="AUTOCOMMIT")
+    inbox, _ = billing(async_sessionmaker(by_default))
+    with pytest.raises(UsageError, match="AUTOCOMMIT"):
+        async with inbox.running(amqp_url, wait_for_services=True):
+            pytest.fail("it must not begin")
+    await by_default.dispose()
+
+
+async def test_sessions_without_postgresql_are_refused(broker: Broker, amqp_url: str) -> None:
+    """Sessions without a database, or with another one than PostgreSQL, are told so at the start."""
+    await broker.queue("orders")
+    inbox, _ = billing(async_sessionmaker())
+    with pytest.raises(UsageError, match="no database"):
+        await inbox.run(amqp_url)
+    lite = create_async_engine("sqlite+aiosqlite://")
+    inbox, _ = billing(async_sessionmaker(lite))
+    with pytest.raises(UsageError, match="sqlite"):
+        await inbox.run(amqp_url)
+    await lite.dispose()
+
+
+async def test_sessions_that_get_their_engine_later_are_taken(
+    engine: AsyncEngine, broker: Broker, amqp_url: str
+) -> None:
+    """An application may make its sessions at import, and bind them at its start."""
+    await broker.queue("orders")
+    sessions = async_sessionmaker[AsyncSession]()
+    inbox, handled = billing(sessions)
+    sessions.configure(bind=engine)
+    async with inbox.running(amqp_url):
+        await broker.publish(b"{}", routing_key="orders", message_type="a", message_id="1")
+        await eventually(lambda: _is_handled(handled))
+
+
+def _is_handled(handled: list[str]) -> None:
+    assert handled == ["a"]
+
+
+async def test_a_handler_may_have_a_timeout_of_weeks(sessions: Sessions, broker: Broker, amqp_url: str) -> None:
+    """What the server is told of a handler's time is within what it takes."""
+    await broker.queue("orders")
+    inbox, handled = Inbox("billing", sessions), list[str]()
+
+    @inbox.handler("*", queue="orders", timeout=timedelta(days=30))
+    async def handle(message: Message) -> None:
+        handled.append(str(message.type))
+
+    async with inbox.running(amqp_url):
+        await broker.publish(b"{}", routing_key="orders", message_type="a", message_id="1")
+        await eventually(lambda: _is_handled(handled))
+    assert await broker.count("orders") == 0
