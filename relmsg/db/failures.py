@@ -156,6 +156,12 @@ def refuses_row(error: BaseException) -> bool:
     return (sqlstate(error) or "").startswith(VALUES + RULES)
 
 
+def may_concern_one(error: BaseException) -> bool:
+    """Whether a server that works has refused the statement, by a rule of the user's or for what it is. For another row
+    the same statement may pass: a trigger can raise any code."""
+    return failure_kind(error) in (THEIRS, OURS)
+
+
 def translate(error: BaseException, url: str | URL | None = None) -> RelmsgError | None:
     """The relmsg error for the state of the database, with the server's name if a URL is given; otherwise None.
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
 from relmsg.db.deadline import answering
-from relmsg.db.failures import is_away, is_contention, named
+from relmsg.db.failures import brief, is_away, is_contention, may_concern_one, named, refuses_row
 from relmsg.errors import DatabaseAway
 from relmsg.exceptions import causes, type_name
 from relmsg.failpoint import reach
@@ -24,6 +24,7 @@ from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.gate import Gate
 from relmsg.inbox.handle.internal_error import concerns_message
+from relmsg.inbox.handle.refused import Refusals
 from relmsg.inbox.handle.witness import Witness
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity
@@ -87,6 +88,8 @@ class Task:
     """Whether the last attempt ended in a statement of ours beside the commit."""
     silent: bool = False
     """Whether the database was silent while the handler ran in the last attempt."""
+    refused_at: float | None = None
+    """When the database last refused its inbox row, while nothing proved that it takes others."""
     took: Took | None = None
     """What its last attempt took, once it is committed."""
 
@@ -116,6 +119,7 @@ class Attempts:
         self._clock = clock
         self._chance = chance
         self._lines = BoundedLog(log, clock.monotonic)
+        self.refusals = Refusals(sessions, store, clock)
 
     async def handle(self, task: Task, around: Around, wanted: Callable[[], bool] = lambda: True) -> Outcome:
         """Try until the message is handled, or its retries are spent, or it is not ``wanted`` any more.
@@ -185,16 +189,16 @@ class Attempts:
         """One attempt, in one transaction: the inbox row, the handler's writes, our commit.
 
         A failure of *our* statements is the database's trouble: Unsettled, or Contended where another transaction was
-        in the way. Where the database answers others, and only this message's values or a fault of ours can be the
-        reason, it is Failed with ``internal_error``. A connection that is lost while the handler runs or while we
-        commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may have
-        happened, and then the next attempt is a Duplicate. A handler that ran out of time while the database was silent
-        is Unsettled too.
+        in the way. Where the database takes others, so that only a rule against this message, its values or a fault of
+        ours can be the reason, it is Failed with ``internal_error``. A connection that is lost while the handler runs
+        or while we commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may
+        have happened, and then the next attempt is a Duplicate. A handler that ran out of time while the database was
+        silent is Unsettled too.
 
         A message whose handler has lost its connection LOSSES_TOGETHER times is handled before a witness: the next time
         it tells whether the handler did it, be it that it crashed the whole server, or whether it was an outage.
         """
-        task.gone, task.accused = False, None
+        task.gone, task.accused, task.bookkeeping = False, None, False
         try:
             async with Opened(self._sessions) as session:
                 outcome = await self._transaction(task, session)
@@ -203,9 +207,9 @@ class Attempts:
                 raise
             if is_contention(error):
                 return Contended(error, ours=True)
-            if concerns_message(error) and await answers(self._sessions):
-                return Failed(error, "internal_error")
-            return Unsettled(error)
+            if task.bookkeeping:
+                return self._keeping_starts(task, error)
+            return Failed(error, "internal_error") if await self._is_alone(task, error) else Unsettled(error)
         finally:
             if task.witness is not None:
                 await task.witness.close()
@@ -217,10 +221,28 @@ class Attempts:
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
         elif isinstance(outcome, Failed) and task.bookkeeping:
-            return Unsettled(outcome.error)  # our own statement, whatever refuses it
+            return self._keeping_starts(task, outcome.error)
         elif isinstance(outcome, Failed):
             return await excused(outcome, self._sessions, task.silent)
         return outcome
+
+    async def _is_alone(self, task: Task, error: BaseException) -> bool:
+        """Whether the database works for others, so that the reason is this message's or ours."""
+        if not may_concern_one(error):
+            return concerns_message(error) and await answers(self._sessions)
+        is_alone = await self.refusals.is_alone(task.identity, error, task.refused_at)
+        if not is_alone:
+            task.refused_at = self._clock.monotonic()
+        return is_alone
+
+    def _keeping_starts(self, task: Task, error: BaseException) -> Contended | Unsettled:
+        """Our own statement beside the commit has failed. If a rule of the user's keeps the message's starts, it is
+        tried again at once, and they stay."""
+        if not refuses_row(error):
+            return Unsettled(error)
+        self._lines.error("the starts of message %s cannot be forgotten: %s", task.identity.message_id, brief(error))
+        task.counted = False
+        return Contended(error, ours=True)
 
     async def _lost(self, task: Task, outcome: Unsettled) -> Lost | Unsettled:
         """Whose doing it is that the connection was lost while the handler ran."""
@@ -235,13 +257,14 @@ class Attempts:
         if not is_first:
             await self._commit(task, session, transaction)
             return Duplicate()
+        self._store.taken_at = began
         if task.losses >= LOSSES_TOGETHER and Witness.can_see(connection):
             task.witness = Witness(session)
             async with answering(ANSWER_SECONDS):
                 await task.witness.open(connection)
         called_at = self._clock.monotonic()
         context = copy_context()
-        task.lost = task.bookkeeping = task.silent = False
+        task.lost = task.silent = False
         ask = partial(asked, self._sessions)
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout, ask) as deadline:
             work = worked(task.handler, turn, task.message, session, task.event)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, SessionTransaction
 
 from relmsg.clock import Clock
 from relmsg.db.deadline import answering
-from relmsg.db.failures import brief, is_contention
+from relmsg.db.failures import brief, is_contention, may_concern_one
 from relmsg.failpoint import reach
 from relmsg.inbox.attempt import LOSSES_TOGETHER, Task, asked, excused, idle_limit, judged, patience, proven
 from relmsg.inbox.call import Took, called, worked
@@ -72,8 +72,8 @@ class Groups:
         except BaseException as error:  # our own statements: no message has a part in it
             if is_stop(error):
                 raise
-            if is_contention(error) or concerns_message(error):  # alone it is seen with which message
-                return Failed(error, "handler_failed")
+            if is_contention(error) or may_concern_one(error) or concerns_message(error):
+                return Failed(error, "handler_failed")  # alone it is seen with which message
             return Unsettled(error)
         if isinstance(outcome, Committed):
             reach("consumer.after_commit")
@@ -87,6 +87,7 @@ class Groups:
             if not new.identities:
                 await session.run_sync(lambda _: transaction.commit())
                 return Committed([DUPLICATE] * len(tasks), None)
+        self._store.taken_at = began
         fresh = _first_of_each(tasks, new.identities)
         called_at = self._clock.monotonic()
         tasks[0].silent = False

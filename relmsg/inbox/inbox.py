@@ -443,7 +443,7 @@ class Inbox:
             prefetch=prefetch,
             drain=drain,
             clock=self._clock,
-            trial=writing(self.sessions, store, self.name),
+            trial=writing(worker.attempts.refusals, self.name),
         )
 
 

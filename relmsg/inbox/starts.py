@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 from relmsg.db.deadline import answering
-from relmsg.db.failures import brief, is_contention
+from relmsg.db.failures import brief, is_contention, refuses_row
 from relmsg.inbox.handle.internal_error import concerns_message
 from relmsg.inbox.identity import Identity
 from relmsg.inbox.outcome import Attempted, Contended, Duplicate, Failed, Handled, Unsettled
@@ -52,12 +52,15 @@ class Starts:
     async def counted(self, identity: Identity, attempt: Callable[[], Awaitable[Attempted]]) -> Attempted:
         """Make an attempt with its start recorded. It stays recorded only if this process does not live to see its end.
 
-        It is recorded when the attempt really begins: a message that only waits cannot have killed anybody.
+        It is recorded when the attempt really begins: a message that only waits cannot have killed anybody. A start
+        that a rule of the user's refuses is not: the message is handled all the same.
         """
         try:
             await self._begin(identity)
         except Exception as error:  # noqa: BLE001 - as above
-            return Failed(error, "internal_error") if concerns_message(error) else _met(error)
+            if not refuses_row(error):
+                return Failed(error, "internal_error") if concerns_message(error) else _met(error)
+            self._lines.error("a start of message %s cannot be recorded: %s", identity.message_id, brief(error))
         try:
             outcome = await attempt()
         except asyncio.CancelledError:
@@ -73,7 +76,7 @@ class Starts:
             async with answering(ANSWER_SECONDS), self._sessions() as session, session.begin():
                 await self._store.forget_starts(session, identity)
         except Exception as error:  # noqa: BLE001 - as above
-            if not concerns_message(error):
+            if not (concerns_message(error) or refuses_row(error)):
                 return _met(error)
             self._lines.error("the starts of message %s cannot be forgotten: %s", identity.message_id, brief(error))
         self._owed.discard(identity)

@@ -58,6 +58,15 @@ WHERE i.consumer OPERATOR(pg_catalog.=) :consumer AND i.source OPERATOR(pg_catal
     AND i.xmin OPERATOR(pg_catalog.=) CAST(:written_by AS pg_catalog.xid)
 """
 
+# Two steps in the primary key, however many messages are remembered.
+OTHER_SOURCE = """
+(SELECT source FROM {inbox} WHERE consumer OPERATOR(pg_catalog.=) :consumer AND source OPERATOR(pg_catalog.>) :source
+ ORDER BY consumer, source LIMIT 1)
+UNION ALL
+(SELECT source FROM {inbox} WHERE consumer OPERATOR(pg_catalog.=) :consumer AND source OPERATOR(pg_catalog.<) :source
+ ORDER BY consumer DESC, source DESC LIMIT 1)
+"""
+
 
 class New(NamedTuple):
     """Which messages of a group had not been remembered before, and the transaction in which they are now."""
@@ -83,6 +92,9 @@ class Store:
         self._once = _Prepared(ONCE.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
         self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
         self._forget_each = _Prepared(FORGET_EACH.format(inbox=inbox))
+        self._other_source = _Prepared(OTHER_SOURCE.format(inbox=inbox))
+        self.taken_at = float("-inf")
+        """When the last attempt began whose INSERT the database took; set by those who make attempts."""
 
     def once(self, connection: Connection, identity: Identity, idle: str = "0") -> bool:
         """Remember the message; False if it had been remembered before.
@@ -111,6 +123,11 @@ class Store:
     def forget_each(self, connection: Connection, identities: Collection[Identity], written_by: str) -> None:
         """Take back what ``once_each`` remembered in the transaction ``written_by``, and nothing else."""
         self._forget_each(connection, _columns(sorted(identities)) | {"written_by": written_by})
+
+    def other_source(self, connection: Connection, identity: Identity) -> str | None:
+        """Another source of which the consumer remembers a message; None: there is none."""
+        row = self._other_source(connection, {"consumer": identity.consumer, "source": identity.source}).first()
+        return None if row is None else str(row[0])
 
     async def starts(self, session: AsyncSession, identity: Identity) -> int:
         """How many starts of the message are recorded and not taken back."""

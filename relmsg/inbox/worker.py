@@ -190,7 +190,12 @@ class _Journey:
         worker.metrics.failed(consumer, delivery.queue, failed.reason)
         if failed.reason == "internal_error":
             trace = stack_of if is_secret(delivery.message.headers, failed.error) else trace_of
-            log.error("message %s from %s met a fault in relmsg\n%s", message_id, delivery.queue, trace(failed.error))
+            log.error(
+                "message %s from %s met a fault in relmsg or is refused by the database\n%s",
+                message_id,
+                delivery.queue,
+                trace(failed.error),
+            )
         if identity is not None and delivery.redelivered:
             await self._stepping_aside(lambda: worker.starts.forget(identity), lambda: True)
         return True

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from sqlalchemy.ext.asyncio import async_sessionmaker
-from sqlalchemy.orm import Session
-
-from relmsg.db.deadline import answering
-from relmsg.db.failures import is_contention
-from relmsg.inbox.identity import Identity
+from relmsg.inbox.handle.refused import Refusals
 from relmsg.inbox.outcome import Unsettled
-from relmsg.inbox.store import Store
-
-ANSWER_SECONDS = 10.0
 
 Trial = Callable[[], Awaitable["Answers | Unsettled"]]
 
@@ -24,20 +14,11 @@ class Answers:
     """The database takes an inbox row."""
 
 
-def writing(sessions: async_sessionmaker[Any], store: Store, consumer: str) -> Trial:
+def writing(refusals: Refusals, consumer: str) -> Trial:
     """A trial of the database: an inbox row of no message is written, and rolled back."""
 
     async def write() -> Answers | Unsettled:
-        try:
-            async with answering(ANSWER_SECONDS), sessions() as session:
-                await session.run_sync(_write, store, Identity(consumer, "relmsg: trial", str(uuid.uuid4())))
-                await session.rollback()
-        except Exception as error:  # noqa: BLE001 - our own statement: whatever it is, it is the database's trouble
-            return Answers() if is_contention(error) else Unsettled(error)
-        return Answers()
+        error = await refusals.why_paused(consumer)
+        return Answers() if error is None else Unsettled(error)
 
     return write
-
-
-def _write(session: Session, store: Store, identity: Identity) -> None:
-    store.once(session.connection(), identity)
