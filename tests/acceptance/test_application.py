@@ -38,7 +38,7 @@ async def directory(tmp_path: Path, engine: AsyncEngine) -> Path:
 
 
 async def serving(processes: Processes, directory: Path) -> Process:
-    return await processes.python("-m", "uvicorn", "app:app", "--port", "0", PYTHONPATH=str(directory))
+    return await processes.python_with_relmsg("-m", "uvicorn", "app:app", "--port", "0", PYTHONPATH=str(directory))
 
 
 async def get(url: str) -> tuple[int, str]:

@@ -32,7 +32,7 @@ class Payments:
         self._engine = engine
 
     async def start(self, *verb: str, **variables: str) -> Process:
-        return await self._processes.python(*EXAMPLE, *verb, PAYMENTS=str(self.file), **variables)
+        return await self._processes.python_with_relmsg(*EXAMPLE, *verb, PAYMENTS=str(self.file), **variables)
 
     async def answering(self) -> Process:
         """A member of the group that does nothing but answer checks."""

@@ -35,7 +35,7 @@ async def test_it_is_sent_exactly_if_the_local_work_is_done(
     """After SIGKILL at this point the check-back, or the commit already sent, ends the half message as the work did."""
     work = tmp_path / "paid"
     async with coordinating(database_url, amqp_url, half_check_after=0.2, half_check_every=0.2):
-        doomed = await processes.python("-c", PRODUCER, str(work), RELMSG_FAILPOINTS=f"{point}=kill")
+        doomed = await processes.python_with_relmsg("-c", PRODUCER, str(work), RELMSG_FAILPOINTS=f"{point}=kill")
         assert await doomed.wait() == -9, doomed.stderr
         assert work.exists() == (point != "half.after_prepare")
         async with HalfProducer(amqp_url, group="shop") as half:

@@ -230,7 +230,7 @@ async def test_a_check_that_kills_its_member_counts_and_is_not_repeated(
 ):
     """A check that ended the process that had it is dropped by the next member, which is asked anew at the next
     interval; both count."""
-    poisoned = await processes.python("-c", POISONED)
+    poisoned = await processes.python_with_relmsg("-c", POISONED)
 
     async def taken() -> None:
         assert await broker.consumers(QUEUE) == 1

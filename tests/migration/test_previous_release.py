@@ -65,12 +65,15 @@ class Version:
 
     def __init__(self, name: str, tree: Path, application: Path, processes: Processes) -> None:
         self.name = name
+        self._is_ours = tree == ROOT
         self._path = f"{tree}:{application.parent}"
         self._application = application
         self._processes = processes
 
     async def relmsg(self, *arguments: str) -> Process:
         """``relmsg ARGUMENTS`` of this version."""
+        if self._is_ours:
+            return await self._processes.relmsg(*arguments, PYTHONPATH=self._path, RELMSG_PROBES="")
         command = "import sys; from relmsg.cli.main import main; sys.exit(main())"
         return await self._processes.python("-P", "-c", command, *arguments, PYTHONPATH=self._path, RELMSG_PROBES="")
 
@@ -80,9 +83,11 @@ class Version:
 
     async def sends(self, verb: str, name: str, count: int) -> Process:
         """A publisher that has begun: its transactions, or its half messages, come one after another."""
-        sender = await self._processes.python(
-            "-P", str(self._application), verb, name, str(count), PYTHONPATH=self._path
-        )
+        program = ("-m", self._application.stem, verb, name, str(count))
+        if self._is_ours:
+            sender = await self._processes.python_with_relmsg(*program, PYTHONPATH=self._path)
+        else:
+            sender = await self._processes.python("-P", *program, PYTHONPATH=self._path)
         await sender.line(f"^{self.name}$")
         return sender
 

@@ -1,9 +1,10 @@
-"""A program that loads relmsg's command line once and forks a process for each command it is asked for.
+"""A program that loads relmsg once and forks a process for each command or other program it is asked for.
 
 Four fifths of the CPU of a short `relmsg …` are its imports, and the tests start hundreds of them. What is forked is a
 process like any other: its own id and session, environment, output, signals and end. Who asks connects to the listening
-socket this program was given and sends stdout and stderr, then one line of JSON: arguments and environment. He reads
-two lines: the process id, and at its end the exit code, negative after a signal. The program ends with its stdin.
+socket this program was given and sends stdout and stderr, then one line of JSON: command line (`relmsg …`,
+`python -m …` or `python -c …`), directory and environment. He reads two lines: the process id, and at its end the exit
+code, negative after a signal. The program ends with its stdin.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import gc
 import io
 import json
 import os
+import runpy
 import selectors
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import sqlalchemy.dialects.postgresql.asyncpg  # noqa: F401 (what the first engine would load)
 
@@ -56,7 +59,7 @@ class Server:
         process_id = os.fork()
         if process_id == 0:
             self._close()
-            become(outputs, asked["environment"])
+            become(outputs, asked["directory"], asked["environment"])
             with asker:
                 asker.sendall(b"%d\n" % os.getpid())
             arguments: list[str] = asked["arguments"]
@@ -84,9 +87,10 @@ class Server:
             asker.close()
 
 
-def become(outputs: list[int], environment: dict[str, str]) -> None:
+def become(outputs: list[int], directory: str, environment: dict[str, str]) -> None:
     """Make this process what a newly started one would be."""
     os.setsid()
+    os.chdir(directory)
     libc.prctl(SET_PDEATHSIG, signal.SIGKILL)
     for output, number in zip([os.open(os.devnull, os.O_RDONLY), *outputs], (0, 1, 2), strict=True):
         os.dup2(output, number)
@@ -117,8 +121,22 @@ def text_stream(
     )
 
 
+def run(command: str, *arguments: str) -> None:
+    """Run `relmsg …`, `python -m …` or `python -c …` as if Python had been started for it."""
+    if command == "relmsg":
+        sys.argv = [command, *arguments]
+        cli.main()
+        return
+    kind, program, *rest = arguments
+    sys.argv = [kind, *rest]
+    sys.path.insert(0, str(Path.cwd()) if kind == "-m" else "")
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(program, "<string>", "exec"), vars(sys.modules["__main__"]))
+
+
 if __name__ == "__main__":
     cli._command()
     gc.freeze()  # what is loaded stays shared
-    sys.argv[1:] = Server(socket.socket(fileno=int(sys.argv[1]))).serve()
-    cli.main()
+    run(*Server(socket.socket(fileno=int(sys.argv[1]))).serve())

@@ -1,4 +1,4 @@
-"""`relmsg …` processes forked from one that has relmsg loaded: see ``fork_server``."""
+"""Processes forked from one that has relmsg loaded: see ``fork_server``."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def can_fork(environment: Mapping[str, str]) -> bool:
     return hasattr(os, "pidfd_open") and read_at_start(environment) == read_at_start(os.environ)
 
 
-async def fork_relmsg(arguments: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
-    """``relmsg ARGUMENTS`` in a process of its own, in a session of its own, that dies with this one."""
-    asked = {"arguments": list(arguments), "environment": dict(environment)}
+async def fork(command: Sequence[str], environment: Mapping[str, str]) -> ForkedProcess:
+    """`relmsg …`, `python -m …` or `python -c …` in a process and session of its own, which dies with this one."""
+    asked = {"arguments": list(command), "directory": str(Path.cwd()), "environment": dict(environment)}
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(_server())
     pipes = [os.pipe(), os.pipe()]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tests.support.forked import ForkedProcess, can_fork, fork_relmsg
+from tests.support.forked import ForkedProcess, can_fork, fork
 
 
 class Process:
@@ -162,12 +162,11 @@ class Processes:
 
         It is forked from a process that has relmsg loaded, where that makes no difference to it.
         """
-        environment = self._environment_with(variables)
-        if not can_fork(environment):
-            return await self.command(*arguments, **variables)
-        process = Process(await fork_relmsg(arguments, environment), " ".join(["relmsg", *arguments]))
-        self._started.append(process)
-        return process
+        return await self._fork("relmsg", *arguments, **variables) or await self.command(*arguments, **variables)
+
+    async def python_with_relmsg(self, *arguments: str, **variables: str) -> Process:
+        """``python -m …`` or ``python -c …`` in the same environment, forked likewise: for what uses relmsg."""
+        return await self._fork("python", *arguments, **variables) or await self.python(*arguments, **variables)
 
     async def command(self, *arguments: str, **variables: str) -> Process:
         """The installed command ``relmsg ARGUMENTS``, started as a shell would."""
@@ -194,6 +193,14 @@ class Processes:
             start_new_session=True,  # Ctrl-C at our terminal is not theirs
         )
         process = Process(child, " ".join(map(str, command)))
+        self._started.append(process)
+        return process
+
+    async def _fork(self, *command: str, **variables: str) -> Process | None:
+        environment = self._environment_with(variables)
+        if not can_fork(environment):
+            return None
+        process = Process(await fork(command, environment), " ".join(command))
         self._started.append(process)
         return process
 

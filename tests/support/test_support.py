@@ -159,6 +159,27 @@ async def test_a_forked_command_is_a_process_like_a_started_one(start):
         assert await waiting.kill() == -signal.SIGKILL
 
 
+@pytest.mark.parametrize("start", [Processes.python_with_relmsg, Processes.python])
+async def test_a_forked_program_finds_what_a_started_one_finds(start, tmp_path, monkeypatch):
+    """Its arguments, its directory, modules on its path, and itself as the main module."""
+    (tmp_path / "program.py").write_text(
+        "import os, sys\nfrom pathlib import Path\n"
+        "class Here: pass\n"
+        "print(__name__, sys.argv[1:], os.environ['WORD'], Path.cwd(), hasattr(sys.modules['__main__'], 'Here'))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    code = "import sys, program; print(__name__, sys.argv)"
+    async with Processes() as processes:
+        module = await start(processes, "-m", "program", "a", "b c", WORD="w")
+        assert await module.wait(within=60) == 0, module.stderr
+        assert module.stdout == f"__main__ ['a', 'b c'] w {tmp_path} True\n"
+        text = await start(processes, "-c", code, "a", WORD="w", PYTHONPATH=str(tmp_path))
+        assert await text.wait(within=60) == 0, text.stderr
+        assert text.stdout == f"program ['a'] w {tmp_path} False\n__main__ ['-c', 'a']\n"
+        failing = await start(processes, "-c", "raise SystemExit(7)")
+        assert await failing.wait(within=60) == 7
+
+
 async def test_forked_processes_die_with_who_asked_for_them():
     """Even if that was killed and could end nothing."""
     script = """
