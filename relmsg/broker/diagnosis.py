@@ -8,11 +8,8 @@ from typing import Any, Protocol
 
 from relmsg.broker import error_headers as names
 from relmsg.broker.delivery import Delivery
+from relmsg.broker.error_text import text_for, trace_for
 from relmsg.broker.headers import MAX_BYTES, encoded_size
-from relmsg.db.values import without_values
-from relmsg.exceptions import stack_of, text_of, trace_of, type_name
-from relmsg.security.encryption import is_secret
-from relmsg.settings import redact
 
 ORIGINAL_EXPIRATION = "relmsg-original-expiration"
 TRACE_BYTES = 4 * 1024
@@ -65,7 +62,7 @@ def error_headers(
         del came[name]
         touched.append(f"{name} (dropped)")
     room = min(TRACE_BYTES, budget - encoded_size(came) - len(names.EXCEPTION_STACKTRACE) - 8)
-    trace = _end(_trace(delivery, failed.error), max(0, room))
+    trace = _end(trace_for(delivery.message.headers, failed.error), max(0, room))
     headers = {**came, **diagnosis, names.EXCEPTION_STACKTRACE: trace}
     if touched:
         headers[names.SANITISED] = _start(", ".join(sorted(set(touched))), listed)
@@ -82,7 +79,7 @@ def _diagnosis(
 ) -> dict[str, Any]:
     kind = type(failed.error)
     diagnosis: dict[str, Any] = {
-        names.EXCEPTION_MESSAGE: _start(_text(delivery, failed.error), text_bytes),
+        names.EXCEPTION_MESSAGE: _start(text_for(delivery.message.headers, failed.error), text_bytes),
         names.ERROR_TYPE: _start(f"{kind.__module__}.{kind.__qualname__}", text_bytes),
         names.REASON: failed.reason,
         names.ATTEMPTS: failed.attempts,
@@ -97,18 +94,6 @@ def _diagnosis(
     if delivery.user_id is not None:
         diagnosis[names.ORIGINAL_USER_ID] = _start(delivery.user_id, text_bytes)
     return diagnosis
-
-
-def _text(delivery: Delivery, error: BaseException) -> str:
-    if is_secret(delivery.message.headers, error):
-        return f"{type_name(error)}: its text is left out, for the body is encrypted"
-    return redact(without_values(text_of(error))) or type_name(error)
-
-
-def _trace(delivery: Delivery, error: BaseException) -> str:
-    if is_secret(delivery.message.headers, error):
-        return stack_of(error)
-    return redact(without_values(trace_of(error)))
 
 
 def _sendable(headers: Mapping[str, Any], touched: list[str]) -> dict[str, Any]:

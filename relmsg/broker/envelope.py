@@ -100,7 +100,14 @@ def _protected(envelope: Envelope, signing: Signing | None, encryption: Encrypti
     # together with those that join them here.
     check(envelope, max_body_bytes=sys.maxsize, known_headers=envelope.headers.__class__ is dict)
     if encryption is not None:
-        bound = (envelope.message_id, envelope.type, envelope.source, envelope.ordering_key, envelope.content_type)
+        bound = (
+            envelope.message_id,
+            envelope.type,
+            envelope.source,
+            envelope.ordering_key,
+            envelope.content_type,
+            envelope.content_encoding or None,
+        )
         body, told = encryption.encrypt(envelope.body, *bound)
         envelope = envelope._replace(body=body, headers={**envelope.headers, ENCRYPTION: told})
     if signing is not None:

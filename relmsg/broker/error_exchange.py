@@ -16,14 +16,13 @@ from relmsg.broker.cut_copy import REFUSALS, SMALL_HEADERS, smaller_copies
 from relmsg.broker.declare import ensure_error_queue
 from relmsg.broker.delivery import Delivery
 from relmsg.broker.diagnosis import Failure, error_headers
+from relmsg.broker.error_text import line_for
 from relmsg.broker.headers import MAX_BYTES
 from relmsg.broker.receipt import Confirmed, Receipt, Unknown
 from relmsg.broker.wire import Publication
 from relmsg.db.failures import named
 from relmsg.errors import RelmsgError
-from relmsg.exceptions import type_name
 from relmsg.runtime.bounded_log import BoundedLog
-from relmsg.security.encryption import is_secret
 from relmsg.topology import error_queue_name
 
 log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class ErrorExchange:
             delivery.queue,
             copy.routing_key,
             failed.reason,
-            type_name(failed.error) if is_secret(delivery.message.headers, failed.error) else named(failed.error),
+            line_for(delivery.message.headers, failed.error),
             about=f"from {delivery.queue}: {failed.reason}",
         )
         return receipt

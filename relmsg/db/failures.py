@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from relmsg.database import place
+from relmsg.db.values import without_values
 from relmsg.errors import AccessRefused, DatabaseAway, RelmsgError
 from relmsg.exceptions import attribute, causes, text_of, type_name
 from relmsg.settings import redact
@@ -280,7 +281,7 @@ def _line(error: BaseException) -> str:
     """The text of the driver's own error, on one line: SQLAlchemy's holds the statement and its parameters."""
     if isinstance(error, DBAPIError):
         error = list(_each(error))[-1]
-    text = " ".join(text_of(error, 2 * BRIEF_CHARACTERS).split())
+    text = " ".join(without_values(text_of(error, 2 * BRIEF_CHARACTERS)).split())
     if not text and isinstance(error, TimeoutError):
         text = "no answer in time"
     shown = redact(text or type_name(error))

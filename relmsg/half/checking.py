@@ -13,15 +13,17 @@ from uuid import UUID
 
 from relmsg.arguments import name_of, shown, text
 from relmsg.broker.answer import really_cancelled
+from relmsg.broker.error_text import trace_for
 from relmsg.db.failures import brief
 from relmsg.errors import CheckerRefused, UsageError
-from relmsg.exceptions import text_of, trace_of
+from relmsg.exceptions import text_of
 from relmsg.half.metrics import CheckerMetrics
 from relmsg.half.protocol import Answer
 from relmsg.half.state import Resolution
 from relmsg.message import Message
 from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import isolated
+from relmsg.security.encryption import is_encrypted
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +124,10 @@ class Checkers:
             return ANSWERS[said]
         self._metrics.failed("checker_failed")
         self._lines.error(
-            "half message %s: checker %s returned %s instead of a Resolution", half.id, name_of(checker), _shown(said)
+            "half message %s: checker %s returned %s instead of a Resolution",
+            half.id,
+            name_of(checker),
+            _class(said) if is_encrypted(half.message.headers) else _shown(said),
         )
         return Answer.UNKNOWN
 
@@ -146,10 +151,11 @@ class Checkers:
                 half.id,
                 name_of(checker),
                 self._timeout,
-                trace_of(error),
+                trace_for(half.message.headers, error),
             )
         except BaseException as error:  # noqa: BLE001 - also what is no Exception says nothing of the transaction
-            self._lines.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace_of(error))
+            trace = trace_for(half.message.headers, error)
+            self._lines.error("half message %s: checker %s failed\n%s", half.id, name_of(checker), trace)
         if said:
             return said[0]
         self._metrics.failed("checker_failed")
@@ -157,4 +163,8 @@ class Checkers:
 
 
 def _shown(said: object) -> str:
-    return repr(said)[:200] if type(said) in (str, bytes, int, float, bool, type(None)) else f"a {type(said).__name__}"
+    return repr(said)[:200] if type(said) in (str, bytes, int, float, bool, type(None)) else _class(said)
+
+
+def _class(said: object) -> str:
+    return f"a {type(said).__name__}"

@@ -11,11 +11,11 @@ from functools import partial
 from relmsg.broker.connection import Connection
 from relmsg.broker.declare import ensure_queue
 from relmsg.broker.envelope import MAX_BODY_BYTES
+from relmsg.broker.error_text import trace_for
 from relmsg.broker.receipt import Confirmed
 from relmsg.broker.subscriber import Delivery, Subscriber
 from relmsg.clock import Clock
 from relmsg.errors import MalformedHalf, RelmsgError
-from relmsg.exceptions import trace_of
 from relmsg.half.checking import Checkers, HalfMessage
 from relmsg.half.half import number, read_half
 from relmsg.half.metrics import CheckerMetrics, CheckFailure
@@ -147,9 +147,8 @@ class Member:
                 if is_stop(error):
                     raise
                 self._metrics.failed("internal_error")
-                self._lines.error(
-                    "half message %s: a check could not be answered\n%s", delivery.message.id, trace_of(error)
-                )
+                trace = trace_for(delivery.message.headers, error)
+                self._lines.error("half message %s: a check could not be answered\n%s", delivery.message.id, trace)
         await delivery.ack()
 
     def _asked(self, delivery: Delivery) -> HalfMessage:

@@ -14,11 +14,12 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
+from relmsg.broker.error_text import line_for
 from relmsg.clock import Clock
 from relmsg.db.deadline import answering
-from relmsg.db.failures import brief, is_away, is_contention, may_concern_one, named, refuses_row
+from relmsg.db.failures import brief, is_away, is_contention, may_concern_one, refuses_row
 from relmsg.errors import DatabaseAway
-from relmsg.exceptions import causes, type_name
+from relmsg.exceptions import causes
 from relmsg.failpoint import reach
 from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
@@ -50,7 +51,6 @@ from relmsg.message import Message
 from relmsg.retry import full_jitter
 from relmsg.runtime.bounded_log import BoundedLog
 from relmsg.runtime.isolated import is_stop, isolated
-from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
 
@@ -175,7 +175,7 @@ class Attempts:
                 task.message.type,
                 "attempt failed" if isinstance(outcome, Failed) else type(outcome).__name__.lower(),
                 delay,
-                type_name(outcome.error) if is_secret(task.message.headers, outcome.error) else named(outcome.error),
+                line_for(task.message.headers, outcome.error),
             )
             await self._rest.sleep(self._clock, delay)
 

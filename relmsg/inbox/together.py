@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from relmsg.db.failures import named
+from relmsg.broker.error_text import line_for
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
 from relmsg.inbox.attempt import may_take
@@ -19,6 +19,7 @@ from relmsg.inbox.metrics import Metrics
 from relmsg.inbox.outcome import DeliveryGone, Failed, Outcome, Unsettled
 from relmsg.inbox.pace import Pace
 from relmsg.inbox.slots import Slots
+from relmsg.security.encryption import is_encrypted
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,9 @@ class Together:
             self._count(handler, arrivals, STOPPED)
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, the messages are not to be forgotten
-            log.error("%d messages for %s are handled one by one: %s", len(arrivals), handler.type, named(error))
+            secret = next(filter(is_encrypted, (each.delivery.message.headers for each in arrivals)), None)
+            told = line_for(secret, error)
+            log.error("%d messages for %s are handled one by one: %s", len(arrivals), handler.type, told)
             ended, attempted = Failed(error, "handler_failed"), arrivals
         if ended is None:
             self._count(handler, arrivals, GONE)

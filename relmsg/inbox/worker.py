@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
 from relmsg.broker.error_exchange import CopyRefused, ErrorExchange
+from relmsg.broker.error_text import trace_for
 from relmsg.broker.receipt import Confirmed
 from relmsg.errors import KilledWorker
-from relmsg.exceptions import stack_of, trace_of
 from relmsg.failpoint import reach
 from relmsg.inbox.arrival import Arrival
 from relmsg.inbox.attempt import LOSSES_TOGETHER, Around, Attempts, Task, may_take
@@ -34,7 +34,6 @@ from relmsg.inbox.slots import Slots
 from relmsg.inbox.starts import UNFINISHED_ALLOWED, Starts
 from relmsg.message import canonical_id
 from relmsg.runtime.bounded_log import BoundedLog
-from relmsg.security.encryption import is_secret
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -189,12 +188,11 @@ class _Journey:
             return False
         worker.metrics.failed(consumer, delivery.queue, failed.reason)
         if failed.reason == "internal_error":
-            trace = stack_of if is_secret(delivery.message.headers, failed.error) else trace_of
             log.error(
                 "message %s from %s met a fault in relmsg or is refused by the database\n%s",
                 message_id,
                 delivery.queue,
-                trace(failed.error),
+                trace_for(delivery.message.headers, failed.error),
             )
         if identity is not None and delivery.redelivered:
             await self._stepping_aside(lambda: worker.starts.forget(identity), lambda: True)

@@ -19,5 +19,12 @@ def opened(message: Message, encryption: Encryption | None) -> Message:
     if encryption is None:
         raise Undecryptable("the body is encrypted: give this consumer the key, as Inbox(…, encryption=…)")
     assert isinstance(message.body, bytes)
-    bound = (str(message.id), message.type, message.source, message.ordering_key, message.content_type or None)
+    bound = (
+        str(message.id),
+        message.type,
+        message.source,
+        message.ordering_key,
+        message.content_type or None,
+        message.content_encoding or None,
+    )
     return replace(message, body=encryption.decrypt(message.body, message.headers[ENCRYPTION], *bound))

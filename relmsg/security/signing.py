@@ -2,22 +2,23 @@
 
 The signature stands in the header ``message-signature`` as ``v1;<algorithm>;<key id>;<base64>``. What is signed are
 these values one after the other, each as its length in bytes, a colon and the bytes in UTF-8, or ``-`` where the
-message has none: ``relmsg-signature-v1``, algorithm, key id, message id, type, source (``app_id``), ordering key,
-content type, content encoding, body. The body is the one that travels: an encrypted one is signed encrypted.
+message has none: ``relmsg-signature-v1``, algorithm, key id, type, source (``app_id``), content type, content encoding,
+the header ``message-encryption``, message id, ordering key, body. The body is the one that travels: an encrypted one is
+signed encrypted.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
 from relmsg.errors import UsageError
-from relmsg.security.keys import Key, KeyProvider, checked_id, provider, require_cryptography
+from relmsg.security.encryption import ENCRYPTION
+from relmsg.security.keys import KEY_ID, Key, KeyProvider, checked_id, provider, require_cryptography
 
 SIGNATURE = "message-signature"
 VERSION = "v1"
@@ -149,8 +150,8 @@ class Signing:
     def header(self, sealed: Signed) -> str:
         """The value of the header ``message-signature`` for a message that is ready to be sent."""
         key = self._keys.current()
-        signature = key.sign(signed_bytes(key, sealed))
-        return f"{VERSION};{key.algorithm};{key.id};{base64.b64encode(signature).decode()}"
+        signature = binascii.b2a_base64(key.sign(signed_bytes(key, sealed)), newline=False)
+        return f"{VERSION};{key.algorithm};{key.id};{signature.decode()}"
 
 
 class Signed(Protocol):
@@ -169,37 +170,33 @@ class Signed(Protocol):
     @property
     def content_encoding(self) -> str | None: ...
     @property
+    def headers(self) -> Mapping[str, Any]: ...
+    @property
     def body(self) -> bytes: ...
 
 
 def signed_bytes(key: SigningKey | VerifyingKey, sealed: Signed) -> bytes:
     """What a signature is made of; the module's docstring tells it to those who write another client."""
-    raw = sealed.message_id.encode()
-    key_bytes = None if sealed.ordering_key is None else sealed.ordering_key.encode()
-    parts = (
-        _front(key.algorithm, key.id),
-        b"%d:%b" % (len(raw), raw),
-        _common(sealed.type, sealed.source),
-        b"-" if key_bytes is None else b"%d:%b" % (len(key_bytes), key_bytes),
-        _common(sealed.content_type or None, sealed.content_encoding or None),
-        b"%d:" % len(sealed.body),
-        sealed.body,
+    message_id, ordering_key, body = sealed.message_id.encode(), sealed.ordering_key, sealed.body
+    front = _common(
+        key.algorithm,
+        key.id,
+        sealed.type,
+        sealed.source,
+        sealed.content_type or None,
+        sealed.content_encoding or None,
+        sealed.headers.get(ENCRYPTION),
     )
-    return b"".join(parts)
-
-
-@lru_cache(maxsize=1024)
-def _front(algorithm: str, key_id: str) -> bytes:
-    return _written("relmsg-signature-v1", algorithm, key_id)
+    if ordering_key is None:
+        return b"%b%d:%b-%d:%b" % (front, len(message_id), message_id, len(body), body)
+    raw = ordering_key.encode()
+    return b"%b%d:%b%d:%b%d:%b" % (front, len(message_id), message_id, len(raw), raw, len(body), body)
 
 
 @lru_cache(maxsize=1024)
 def _common(*texts: str | None) -> bytes:
     """What many messages have in common is written once."""
-    return _written(*texts)
-
-
-def _written(*texts: str | None) -> bytes:
+    texts = ("relmsg-signature-v1", *texts)
     return b"".join(b"-" if text is None else b"%d:%b" % (len(raw := text.encode()), raw) for text in texts)
 
 
@@ -215,8 +212,10 @@ class Claim:
         version, self.algorithm, self.key_id, encoded = str(header).split(";") if isinstance(header, str) else [""] * 4
         if version != VERSION:
             raise ValueError("it is of an unknown version")
+        if KEY_ID.fullmatch(self.key_id) is None:  # a provider may make a path of it
+            raise ValueError("what it names as its key can be none")
         try:
-            self.signature = base64.b64decode(encoded, validate=True)
+            self.signature = binascii.a2b_base64(encoded, strict_mode=True)
         except binascii.Error as error:
             raise ValueError("it is not base64") from error
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from relmsg.arguments import instance, refused, several, text
 from relmsg.errors import Untrusted, UsageError
 from relmsg.exceptions import text_of
 from relmsg.message import Message
+from relmsg.security.encryption import ENCRYPTION
 from relmsg.security.keys import KeyProvider, provider
 from relmsg.security.signing import SIGNATURE, Claim, VerifyingKey, signed_bytes
+
+LONGEST_ENCRYPTION: Final = 128  # characters of that header: version, algorithm and key id
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class _AsSigned(NamedTuple):
     ordering_key: str | None
     content_type: str | None
     content_encoding: str | None
+    headers: Mapping[str, Any]
     body: bytes
 
 
@@ -123,6 +127,9 @@ def _verify(message: Message, source: str, keys: KeyProvider[VerifyingKey]) -> N
     key = keys.find(claim.key_id)
     if key is None:
         raise Untrusted(f"signed by the key {claim.key_id!r}, which the source {source!r} does not have here")
+    encryption = message.headers.get(ENCRYPTION)
+    if encryption is not None and not (isinstance(encryption, str) and len(encryption) <= LONGEST_ENCRYPTION):
+        raise Untrusted(f"the signature is wrong: no signed message has such a header {ENCRYPTION}")
     assert isinstance(message.body, bytes)
     sealed = _AsSigned(
         str(message.id),
@@ -131,6 +138,7 @@ def _verify(message: Message, source: str, keys: KeyProvider[VerifyingKey]) -> N
         message.ordering_key,
         message.content_type,
         message.content_encoding,
+        message.headers,
         message.body,
     )
     # The algorithm is the key's, never the message's: else the sender could choose the weaker check.

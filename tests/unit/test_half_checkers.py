@@ -116,3 +116,37 @@ async def test_a_check_can_be_cancelled():
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
+
+
+async def quotes_the_body(half):
+    raise ValueError(f"no such card: {half.body}") from KeyError(half.body)
+
+
+async def quotes_it_after_the_deadline(half):
+    try:
+        await asyncio.Event().wait()
+    except asyncio.CancelledError:
+        raise ValueError(half.body) from None
+
+
+async def returns_the_body(half):
+    return half.body
+
+
+async def returns_it_as_text(half):
+    return half.body.decode()
+
+
+@pytest.mark.parametrize(
+    "checker", [quotes_the_body, quotes_it_after_the_deadline, returns_the_body, returns_it_as_text]
+)
+async def test_what_a_checker_says_of_an_encrypted_body_is_not_logged(checker, caplog):
+    """The body that a checker was given in plain does not reach the log when it was published encrypted."""
+    for headers in ({}, {"message-encryption": "v1;aes-256-gcm;cards"}):
+        caplog.clear()
+        checkers = Checkers(timeout=0.05)
+        checkers.add("*", checker)
+        half = HalfMessage(Message(type="paid", body=b"4111-1111", headers=headers), "shop", 1)
+        assert await checkers.ask(half) is Answer.UNKNOWN
+        assert checker.__name__ in caplog.text
+        assert ("4111" in caplog.text) == (not headers)

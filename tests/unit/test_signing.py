@@ -145,8 +145,8 @@ def test_unlisted_sources_are_refused_unless_told_otherwise() -> None:
 
 def test_the_signature_is_what_the_documentation_says() -> None:
     """Another client can make the signature from the description alone."""
-    parts = ("relmsg-signature-v1", "hmac-sha256", "old", str(ORDER.id), "order.placed", "shop", "order-7",
-             "application/json", None, '{"id":7}')  # fmt: skip
+    parts = ("relmsg-signature-v1", "hmac-sha256", "old", "order.placed", "shop", "application/json", None, None,
+             str(ORDER.id), "order-7", '{"id":7}')  # fmt: skip
     data = "".join("-" if part is None else f"{len(part)}:{part}" for part in parts).encode()
     expected = b64encode(hmac.new(OLD.secret, data, hashlib.sha256).digest()).decode()
     assert sent(signing=Signing(OLD)).headers[SIGNATURE] == f"v1;hmac-sha256;old;{expected}"
