@@ -39,6 +39,7 @@ from relmsg.half.store import ANSWER_SECONDS, HalfStore
 from relmsg.half_rules import half_rules
 from relmsg.migrate import require_current
 from relmsg.outage import Outage
+from relmsg.runtime.rest import rest_after
 from relmsg.settings import Settings
 from relmsg.topology import ERROR_EXCHANGE
 
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 PREFETCH = 200
 LINES = 4  # what concerns one half message is handled in the order it came; four half messages at a time
 MEASURE_SECONDS = 2.0
-MEASURE_EVERY = 100  # times as long as it took: a hundredth of the time at most
+MEASURE_SHARE, MEASURE_MOST_SECONDS = 0.01, 600.0  # of the time
 PRUNE_SECONDS = 60.0
 PRUNED_AT_ONCE = 1000
 STUCK_SECONDS = 60.0
@@ -252,7 +253,8 @@ class Coordinator:
             began = self._clock.monotonic()
             done = await self._attempt("figures", measure)
             took = self._clock.monotonic() - began
-            await self._clock.sleep(max(MEASURE_SECONDS, took * MEASURE_EVERY) if done else RETRY_SECONDS)
+            rest = rest_after(took, share=MEASURE_SHARE, most=MEASURE_MOST_SECONDS)
+            await self._clock.sleep(max(MEASURE_SECONDS, rest) if done else RETRY_SECONDS)
 
     async def _repeat(self, name: str, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -16,12 +16,15 @@ from relmsg.outbox.progress import Progress
 from relmsg.outbox.reader import Reader
 from relmsg.outbox.slots import Slots
 from relmsg.outbox.store import OutboxStore
+from relmsg.runtime.rest import rest_after
 
 log = logging.getLogger(__name__)
 
 KEEP_SECONDS = 1.0
 MEASURE_SECONDS = 2.0
-MEASURE_EVERY = 100  # times as long as it took: a hundredth of the time at most
+MEASURE_SHARE = 0.01  # of the time
+OLDEST_MOST_SECONDS = 10.0  # readiness rests on it
+COUNT_MOST_SECONDS = 600.0
 
 
 class Duties:
@@ -93,7 +96,7 @@ class Duties:
                     oldest = await self._store.oldest(self._slots.owned)
                     self._waits(oldest)
                     # The first time is that of making the connection.
-                    oldest_at = self._after(now) if oldest_at else now
+                    oldest_at = self._after(now, OLDEST_MOST_SECONDS) if oldest_at else now
                     if oldest is not None and not self._progress.backlog:
                         count_at = now
                 now = self._clock.monotonic()
@@ -101,7 +104,7 @@ class Duties:
                     self._progress.backlog, parked = await self._store.count(self._slots.owned)
                     self._metrics.backlog.set(self._progress.backlog)
                     self._metrics.parked.set(parked)
-                    count_at = self._after(now)
+                    count_at = self._after(now, COUNT_MOST_SECONDS)
                 told = False
             except DatabaseAway as error:
                 # Messages are sent all the same. What keeps them too is told by those who send.
@@ -117,6 +120,6 @@ class Duties:
             self._progress.backlog = 0
             self._metrics.backlog.set(0)
 
-    def _after(self, began: float) -> float:
+    def _after(self, began: float, most: float) -> float:
         now = self._clock.monotonic()
-        return now + (now - began) * MEASURE_EVERY
+        return now + rest_after(now - began, share=MEASURE_SHARE, most=most)

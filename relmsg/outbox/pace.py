@@ -5,10 +5,13 @@ Pure; the time comes in.
 
 from __future__ import annotations
 
+from relmsg.runtime.rest import rest_after
+
 CHEAP_SECONDS = 0.002  # what costs less than this is done as often as asked for
 PIECE_SECONDS = 0.02
 SHARE = 0.1
 FIRST_SPAN = 2**16
+MOST_REST_SECONDS = 5.0  # ten times what the dearest piece takes: a longer rest would be for an outage
 LEAST_SPAN, MOST_SPAN = 2**12, 2**19  # a piece that meets the most dead or left-out rows after none takes half a second
 
 
@@ -16,7 +19,7 @@ class Pace:
     """The pace of one kind of work.
 
     Holds: pieces take about ``piece`` seconds, and all of them together at most ``share`` of the time, cheap ones
-    excepted.
+    excepted. After a piece that an outage has held up the rest is five seconds.
     """
 
     def __init__(self, share: float = SHARE, piece: float = PIECE_SECONDS) -> None:
@@ -37,4 +40,6 @@ class Pace:
         elif seconds < self._piece / 2:
             self.span = min(MOST_SPAN, self.span * 2)
         self.cheap = seconds <= CHEAP_SECONDS
-        self._next = now if self.cheap else now + seconds * (1 / self._share - 1)
+        self._next = now
+        if not self.cheap:
+            self._next += rest_after(seconds, share=self._share, most=MOST_REST_SECONDS)

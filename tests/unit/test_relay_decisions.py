@@ -251,6 +251,13 @@ def test_expensive_work_takes_its_share_and_cheap_work_is_never_held_back() -> N
     assert pace.span == max(LEAST_SPAN, span // 100), "what took a hundred times too long is not tried by halves"
 
 
+def test_a_piece_that_an_outage_held_up_is_followed_by_a_short_rest() -> None:
+    """Half a minute in which the database stood still is no reason to look for late rows five minutes later only."""
+    pace = Pace()
+    pace.spent(30.0, now=40.0)
+    assert (pace.due(44.9), pace.due(45.0)) == (False, True)
+
+
 class Table:
     """Rows of one slot that become visible in any order, and a reader that goes over them as the relay's does."""
 
