@@ -20,7 +20,7 @@ from relmsg.errors import SettingsError
 from relmsg.exceptions import text_of
 from relmsg.half_rules import half_rules
 from relmsg.readers import address, http_url, line_break, number, one_of, printable, single, switch
-from relmsg.tls import ENCRYPTED, check_amqp_tls, database_tls, tell_plain
+from relmsg.tls import AMQP_NAMES, DATABASE_NAMES, ENCRYPTED, check_amqp_tls, check_names, database_tls, tell_plain
 
 PREFIX = "RELMSG_"
 DEFAULT_PROBES = "127.0.0.1:9808"
@@ -102,7 +102,9 @@ def amqp_urls(text: str) -> list[str]:
     if not separator or scheme not in ("amqp", "amqps"):
         raise SettingsError(f"amqp_url {shown!r}: give amqp://user:password@host:5672/vhost, or amqps:// for TLS")
     try:
-        check_amqp_tls(scheme, dict(parse_qsl(urlsplit(text).query, keep_blank_values=True)))
+        query = parse_qsl(urlsplit(text).query, keep_blank_values=True)
+        check_names(query, *AMQP_NAMES)
+        check_amqp_tls(scheme, dict(query))
     except ValueError as error:
         raise SettingsError(f"amqp_url {shown!r}: {text_of(error)}") from None
     ends = re.search(r"[/?#]", rest)
@@ -144,7 +146,9 @@ def _database_url(text: str) -> str:
 
 
 def _require_files(text: str) -> str:
-    database_tls(dict(parse_qsl(urlsplit(text).query, keep_blank_values=True)))
+    query = parse_qsl(urlsplit(text).query, keep_blank_values=True)
+    check_names(query, *DATABASE_NAMES)
+    database_tls(dict(query))
     return text
 
 
@@ -185,6 +189,8 @@ def require_database_tls(url: str, *, required: bool) -> None:
     if not encrypted:
         hosts = [host for name, host in parse_qsl(parts.query) if name == "host"]
         named = [each.rpartition(":")[0] or each for host in hosts for each in host.split(",")]
+        if not parts.hostname and not named:  # then asyncpg looks elsewhere
+            named = ((urlsplit(query["dsn"]).hostname if "dsn" in query else os.environ.get("PGHOST")) or "").split(",")
         tell_plain("PostgreSQL", [parts.hostname, *named], required=required)
 
 

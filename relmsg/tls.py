@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import logging
 import os
@@ -21,6 +22,10 @@ MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-fu
 ENCRYPTED: Final = ("require", "verify-ca", "verify-full")
 DATABASE_FILES: Final = ("sslrootcert", "sslcert", "sslkey", "sslcrl")
 AMQP_FILES: Final = ("cafile", "capath", "certfile", "keyfile")
+UNVERIFIED: Final = "no_verify_ssl"
+# A name that begins so means TLS. One that is misspelled would be dropped, and the connection be less than was meant.
+DATABASE_NAMES: Final = ("ssl",), ("sslmode", "ssl", *DATABASE_FILES)
+AMQP_NAMES: Final = ("ca", "cert", "key", "no_", "verify", "ssl", "tls"), (*AMQP_FILES, "cadata", UNVERIFIED)
 SYSTEM = "system"  # as libpq: the machine's own authorities
 
 _warned: set[str] = set()
@@ -64,8 +69,22 @@ def database_tls(query: Mapping[str, str]) -> str | ssl.SSLContext | None:
     return context
 
 
+def check_names(query: Iterable[tuple[str, str]], begins: tuple[str, ...], names: tuple[str, ...]) -> None:
+    """:raises ValueError: a part of a URL's query means TLS and is misspelled, or stands there twice."""
+    seen = set()
+    for name, _ in query:
+        if name not in names and name.lower().startswith(begins):
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.0)
+            raise ValueError(f"has {name}, which there is not; did you mean {near[0]}?")
+        if name in names and name in seen:
+            raise ValueError(f"has {name} twice")
+        seen.add(name)
+
+
 def check_amqp_tls(scheme: str, query: Mapping[str, str]) -> None:
     """:raises ValueError: the files of an AMQP URL are not there, are no certificates, or would not be used."""
+    if query.get(UNVERIFIED, "0") not in ("0", "1"):  # aiormq takes all but 0 for 1
+        raise ValueError(f"has {UNVERIFIED}={query[UNVERIFIED]}: it is 1 or 0")
     files = {name: query[name] for name in AMQP_FILES if name in query}
     if not files:
         return

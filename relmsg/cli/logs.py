@@ -7,11 +7,13 @@ import io
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import PurePath
 from types import CodeType, FrameType
 from typing import Any
 
+from relmsg.arguments import shown
 from relmsg.cli.escape import escaped, escaped_json, escaped_trace
 from relmsg.exceptions import trace_of
 
@@ -42,7 +44,7 @@ class _Text(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        record.message = record.getMessage()
+        record.message = _message(record)
         record.asctime = self.formatTime(record)
         parts = [escaped(self.formatMessage(record))]
         if record.exc_info:
@@ -63,14 +65,32 @@ class _Json(_Text):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _message(record),
         }
         if record.exc_info:
             told["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             told["stack"] = record.stack_info
         extra = {name: value for name, value in vars(record).items() if name not in _OWN}
-        return escaped_json(json.dumps(extra | told, default=str, ensure_ascii=False))
+        try:
+            line = _json(extra | told)
+        except Exception:  # noqa: BLE001 - numbers, keys, depth, or code of whoever gave it: of many families
+            line = _json({name: shown(value) for name, value in extra.items()} | told)
+        return escaped_json(line)
+
+
+def _json(told: Mapping[str, Any]) -> str:
+    return json.dumps(told, default=str, ensure_ascii=False, allow_nan=False)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The event's text; where its arguments do not fit it, or raise, the format and each argument, as far as they can
+    be shown. A formatter that raises would have logging print all of it to the terminal as it is."""
+    try:
+        return record.getMessage()
+    except Exception:  # noqa: BLE001 - code of whoever logs
+        given = record.args if isinstance(record.args, tuple) else (record.args,)
+        return " ".join(map(shown, (record.msg, *given)))
 
 
 def leave_out_amqp_library(loop: asyncio.AbstractEventLoop) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from relmsg.errors import SettingsError
 from relmsg.exceptions import text_of
 from relmsg.settings import require_database_tls
-from relmsg.tls import DATABASE_FILES, database_tls, tls_required
+from relmsg.tls import DATABASE_FILES, DATABASE_NAMES, check_names, database_tls, tls_required
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class Login:
         require_database_tls(url.render_as_string(hide_password=False), required=tls_required())
         query = {name: value for name, value in url.query.items() if isinstance(value, str)}
         try:
+            every = [(name, each) for name, told in url.normalized_query.items() for each in told]
+            check_names(every, *DATABASE_NAMES)
             context = database_tls(query)
         except ValueError as error:
             raise SettingsError(f"database_url: {text_of(error)}") from None

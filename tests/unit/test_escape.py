@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,62 @@ def test_what_is_printable_stays_as_it_is(capsys: pytest.CaptureFixture[str]) ->
     log_to_stderr()
     logging.getLogger("relmsg.x").warning("Grüße, 注文 und заказ: 'é' \\n")
     assert capsys.readouterr().err.endswith("Grüße, 注文 und заказ: 'é' \\n\n")
+
+
+class Raises:
+    """What somebody may log: its own code fails, with a text that steers the terminal."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("\x1b[31m\n2026-11-29 forged")
+
+    __repr__ = __str__
+
+
+AROUND: dict[str, Any] = {}
+AROUND["around"] = AROUND
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("%s", (Raises(),)),
+        ("%d items", ("\x1b[31m\nforged",)),
+        ("%s %s", ("\x9b31m",)),
+        (Raises(), ()),
+        ("%(a)s", ({},)),
+    ],
+)
+def test_a_line_whose_arguments_do_not_fit_is_printable_too(
+    capsys: pytest.CaptureFixture[str], form: str, message: Any, arguments: tuple[Any, ...]
+) -> None:
+    """It is one line as all others are; logging's own report of it would reach the terminal as it is."""
+    log_to_stderr(form=form)
+    logging.getLogger("shop").info(message, *arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert "shop" in line
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"amount": float("nan")},
+        {"amounts": [float("inf")]},
+        {"sums": {(1, 2): 3}},
+        {"around": AROUND},
+        {"what": Raises()},
+        {"digits": 10**5000},
+        {"\x1b[31m": b"\x1b[31m"},
+    ],
+    ids=lambda extra: next(iter(extra)).strip("\x1b"),
+)
+def test_a_log_as_json_tells_of_what_json_does_not_know(capsys: pytest.CaptureFixture[str], extra: Any) -> None:
+    """What somebody gave as ``extra`` costs no line, and the line is JSON as every reader knows it."""
+    log_to_stderr(form="json")
+    logging.getLogger("shop").info("order %s", 7, extra=extra)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    told = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert told["message"] == "order 7"
+    assert set(extra) <= set(told)

@@ -52,6 +52,11 @@ WRONG_DATABASE = {
     "sslmode=require&sslcert={cert}&sslkey={missing}": "No such file",
     "sslmode=require&sslcert={cert}&sslkey={none}": "PEM",
     "sslmode=verify-full&sslrootcert={ca}&sslcrl={missing}": "No such file",
+    "sslmod=verify-full": "did you mean sslmode",
+    "SSLMODE=verify-full": "did you mean sslmode",
+    "sslmode=verify-full&sslrootcrt={ca}": "did you mean sslrootcert",
+    "sslmode=verify-full&sslrootcert={ca}&sslrootcert=system": "twice",
+    "sslmode=verify-full&sslmode=disable": "twice",
 }
 
 
@@ -74,6 +79,16 @@ WRONG_BROKER = {
     "cafile={ca}&certfile={missing}": "No such file",
     "cafile={ca}&certfile={cert}&keyfile={none}": "PEM",
     "cafile={ca}&keyfile={key}": "keyfile without certfile",
+    "cafle={ca}": "did you mean cafile",
+    "ca_file={ca}": "did you mean cafile",
+    "CAFILE={ca}": "did you mean cafile",
+    "cafile={ca}&cafile={cert}": "twice",
+    "cafile={ca}&certifle={cert}": "did you mean certfile",
+    "verify_ssl=1": "did you mean no_verify_ssl",
+    "no_verify=1": "did you mean no_verify_ssl",
+    "no_verify_ssl=false": "1 or 0",
+    "no_verify_ssl=off": "1 or 0",
+    "no_verify_ssl=": "1 or 0",
 }
 
 
@@ -140,6 +155,20 @@ def test_the_loopback_may_be_plain(
     create_engine("postgresql+asyncpg://user@/orders?host=/var/run/postgresql")
     Connection([f"amqp://user@{host}/"])
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("query", ["", "?dsn=postgresql://db.example/orders"])
+def test_a_host_that_the_url_does_not_name_is_told_too(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, query: str
+) -> None:
+    """Where the driver takes the host from the environment or from another part, that one counts."""
+    url = f"postgresql+asyncpg://user:hunter2@/orders{query}"
+    monkeypatch.setenv("PGHOST", "127.0.0.1" if query else "localhost,db.example")
+    create_engine(url)
+    assert "db.example" in caplog.text
+    monkeypatch.setenv("RELMSG_REQUIRE_TLS", "on")
+    with pytest.raises(SettingsError, match=r"db\.example"):
+        create_engine(url)
 
 
 @pytest.mark.parametrize("mode", ["", "?sslmode=disable", "?sslmode=allow", "?sslmode=prefer"])
