@@ -86,6 +86,8 @@ class Task:
     witness: Witness | None = None
     bookkeeping: bool = False
     """Whether the last attempt ended in a statement of ours beside the commit."""
+    elsewhere: bool = False
+    """Whether what its handler met in the last attempt is the state of another database than this transaction's."""
     silent: bool = False
     """Whether the database was silent while the handler ran in the last attempt."""
     refused_at: float | None = None
@@ -193,7 +195,8 @@ class Attempts:
         ours can be the reason, it is Failed with ``internal_error``. A connection that is lost while the handler runs
         or while we commit is Lost if the database answers at once on another one, otherwise Unsettled; that commit may
         have happened, and then the next attempt is a Duplicate. A handler that ran out of time while the database was
-        silent is Unsettled too.
+        silent is Unsettled too. Where the handler has met another database that is away, its own answers, and it has
+        Failed.
 
         A message whose handler has lost its connection LOSSES_TOGETHER times is handled before a witness: the next time
         it tells whether the handler did it, be it that it crashed the whole server, or whether it was an outage.
@@ -218,6 +221,8 @@ class Attempts:
             reach("consumer.after_commit")
         elif isinstance(outcome, Unsettled) and task.gone:
             return await self._lost(task, outcome)
+        elif isinstance(outcome, Unsettled) and task.elsewhere and await answers(self._sessions):
+            return Failed(outcome.cause, "handler_failed")
         elif isinstance(outcome, Failed) and is_contention(outcome.error):
             return Contended(outcome.error, ours=task.bookkeeping)
         elif isinstance(outcome, Failed) and task.bookkeeping:
@@ -264,13 +269,15 @@ class Attempts:
                 await task.witness.open(connection)
         called_at = self._clock.monotonic()
         context = copy_context()
-        task.lost = task.silent = False
+        task.lost = task.silent = task.elsewhere = False
         ask = partial(asked, self._sessions)
         with HandlersTurn(session, transaction, connection) as turn, Deadline(task.handler.timeout, ask) as deadline:
             work = worked(task.handler, turn, task.message, session, task.event)
             error = await called(task.handler, work, context, turn, deadline, self._metrics)
             if error is None and turn.is_lent:
                 error = await proven(task.handler, turn)
+            elif error is not None:
+                task.elsewhere = await is_elsewhere(error, task.handler, turn)
         task.silent = deadline.was_silent
         ended_at = self._clock.monotonic()
         if error is None:
@@ -333,6 +340,19 @@ async def proven(handler: Handler, turn: HandlersTurn) -> BaseException | None:
             raise
         return error
     return None
+
+
+async def is_elsewhere(error: BaseException, handler: Handler, turn: HandlersTurn) -> bool:
+    """Whether a handler's error tells of the state of some database, and not of the one that its transaction is in.
+
+    Its own engine or driver connection to a second one is its own affair, as any other service that it calls.
+    """
+    if not is_away(error) or turn.is_gone():
+        return False
+    if any(each is not None and is_away(each) for each in (turn.database_error, turn.flush_error)):
+        return False
+    # On the driver's own connection a statement may have failed that nobody has told us of.
+    return not turn.is_lent or await proven(handler, turn) is None
 
 
 async def answers(sessions: async_sessionmaker[Any]) -> bool:

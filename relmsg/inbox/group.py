@@ -17,7 +17,17 @@ from relmsg.clock import Clock
 from relmsg.db.deadline import answering
 from relmsg.db.failures import brief, is_contention, may_concern_one
 from relmsg.failpoint import reach
-from relmsg.inbox.attempt import LOSSES_TOGETHER, Task, asked, excused, idle_limit, judged, patience, proven
+from relmsg.inbox.attempt import (
+    LOSSES_TOGETHER,
+    Task,
+    asked,
+    excused,
+    idle_limit,
+    is_elsewhere,
+    judged,
+    patience,
+    proven,
+)
 from relmsg.inbox.call import Took, called, worked
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handle.internal_error import concerns_message
@@ -96,6 +106,7 @@ class Groups:
             done, error = await self._handlers(handler, fresh, session, turn, deadline)
             if error is None and turn.is_lent:
                 error = await proven(handler, turn)
+            elsewhere = error is not None and await is_elsewhere(error, handler, turn)
         tasks[0].silent = deadline.was_silent
         ended_at = self._clock.monotonic()
         if error is None:
@@ -122,6 +133,8 @@ class Groups:
                 task.losses += 1
             if turn.is_lost() or fresh[0].losses >= LOSSES_TOGETHER:  # alone it is told whether a message did it
                 return Failed(outcome.cause, "connection_lost")
+        elif isinstance(outcome, Unsettled) and elsewhere:
+            return Failed(outcome.cause, "handler_failed")
         return outcome
 
     def _begin(self, session: Session, tasks: Sequence[Task]) -> tuple[SessionTransaction, Connection, float, New]:
