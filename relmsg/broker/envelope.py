@@ -51,7 +51,7 @@ class Envelope(NamedTuple):
     timestamp: datetime | None = None
 
 
-HEADERS = Envelope._fields.index("headers")
+PROTECTION_BYTES = 320  # what the headers of a signature and of an encrypted body take at most, each with its key's id
 
 
 def seal(
@@ -70,12 +70,15 @@ def seal(
     :raises InvalidMessage: one of its subclasses, naming the rule the message broke.
     """
     body, content_type = encode_body(message.body)
+    headers = _traced(message.headers)
+    if signing is not None and headers.__class__ is dict:
+        headers = headers.copy()  # the signature is put into it
     envelope = Envelope(  # by place: with names it takes twice as long
         str(message.id) if isinstance(message.id, UUID) else message.id,
         message.exchange,
         message.routing_key,
         body,
-        _traced(message.headers),
+        headers,
         message.type,
         source if message.source is None or message.source == "" else message.source,
         message.ordering_key,
@@ -89,16 +92,14 @@ def seal(
     if encryption is None and signing is None:
         check(envelope, max_body_bytes=max_body_bytes)
         return envelope
+    # Before, so that the message's own faults are told and no others; with room for the headers that join them.
+    check(envelope, max_body_bytes=sys.maxsize, reserved_bytes=PROTECTION_BYTES)
     envelope = _protected(envelope, signing, encryption)
-    check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
     _check_size(envelope.body, max_body_bytes)
     return envelope
 
 
 def _protected(envelope: Envelope, signing: Signing | None, encryption: Encryption | None) -> Envelope:
-    # Before, so that the message's own faults are told and no others. Headers in a dict are held against their rules
-    # together with those that join them here.
-    check(envelope, max_body_bytes=sys.maxsize, known_headers=envelope.headers.__class__ is dict)
     if encryption is not None:
         bound = (
             envelope.message_id,
@@ -111,16 +112,24 @@ def _protected(envelope: Envelope, signing: Signing | None, encryption: Encrypti
         body, told = encryption.encrypt(envelope.body, *bound)
         envelope = envelope._replace(body=body, headers={**envelope.headers, ENCRYPTION: told})
     if signing is not None:
-        values: list[Any] = list(envelope)  # _replace takes twice as long
-        values[HEADERS] = {**envelope.headers, SIGNATURE: signing.header(envelope)}
-        envelope = Envelope._make(values)
+        headers = envelope.headers
+        if headers.__class__ is not dict:
+            envelope = envelope._replace(headers=(headers := dict(headers)))
+        headers[SIGNATURE] = signing.header(envelope)
     return envelope
 
 
-def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_headers: bool = False) -> None:
+def check(
+    envelope: Envelope,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    known_headers: bool = False,
+    reserved_bytes: int = 0,
+) -> None:
     """Hold an envelope against every rule of AMQP, RabbitMQ and relmsg.
 
     ``known_headers``: these very headers have been held against their rules before, all but their size.
+    ``reserved_bytes`` of headers are yet to come.
 
     :raises InvalidMessage: one of its subclasses, naming the rule.
     """
@@ -156,7 +165,8 @@ def check(envelope: Envelope, *, max_body_bytes: int = MAX_BODY_BYTES, known_hea
     if envelope.expiration_ms is not None and envelope.expiration_ms > MAX_EXPIRATION_MS:
         raise PropertyRefused(f"expiration is over {MAX_EXPIRATION_MS} ms (ten years), the most RabbitMQ takes")
     if not known_headers:
-        check_headers(envelope.headers, reserved_bytes=len((envelope.ordering_key or "").encode()))
+        key_bytes = len((envelope.ordering_key or "").encode())
+        check_headers(envelope.headers, reserved_bytes=key_bytes + reserved_bytes)
     _check_size(envelope.body, max_body_bytes)
 
 

@@ -10,6 +10,7 @@ signed encrypted.
 from __future__ import annotations
 
 import binascii
+import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from relmsg.security.keys import KEY_ID, Key, KeyProvider, checked_id, provider,
 SIGNATURE = "message-signature"
 VERSION = "v1"
 LEAST_SECRET_BYTES = 32  # RFC 2104: a secret shorter than the hash weakens it
+BLOCK_BYTES = 64  # of SHA-256
+INNER, OUTER = bytes(each ^ 0x36 for each in range(256)), bytes(each ^ 0x5C for each in range(256))
 HMAC_SHA256 = "hmac-sha256"
 ED25519 = "ed25519"
 
@@ -67,11 +70,24 @@ class HmacKey:
 
     def sign(self, data: bytes) -> bytes:
         """The HMAC of these bytes."""
-        return hmac.digest(self.secret, data, "sha256")
+        inner, outer = _begun(self.secret)
+        inner, outer = inner.copy(), outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        signature: bytes = outer.digest()
+        return signature
 
     def verify(self, data: bytes, signature: bytes) -> bool:
         """Whether the HMAC is that of these bytes; takes as long for a wrong one."""
         return hmac.compare_digest(self.sign(data), signature)
+
+
+@lru_cache(maxsize=64)
+def _begun(secret: bytes) -> tuple[Any, Any]:
+    """The two hashes of an HMAC (RFC 2104), each with its half of the key in it: ``hmac.digest`` begins with the key
+    for each message, which takes as long as a hash of a kilobyte (docs/decisions/0183)."""
+    key = (hashlib.sha256(secret).digest() if len(secret) > BLOCK_BYTES else secret).ljust(BLOCK_BYTES, b"\0")
+    return hashlib.sha256(key.translate(INNER)), hashlib.sha256(key.translate(OUTER))
 
 
 class Ed25519Key:
@@ -151,7 +167,7 @@ class Signing:
         """The value of the header ``message-signature`` for a message that is ready to be sent."""
         key = self._keys.current()
         signature = binascii.b2a_base64(key.sign(signed_bytes(key, sealed)), newline=False)
-        return f"{VERSION};{key.algorithm};{key.id};{signature.decode()}"
+        return f"v1;{key.algorithm};{key.id};{signature.decode()}"
 
 
 class Signed(Protocol):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hmac
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
-from relmsg.errors import Undecryptable, Untrusted, UsageError
+from relmsg.broker.envelope import seal
+from relmsg.broker.headers import MAX_BYTES, encoded_size
+from relmsg.errors import HeadersTooLarge, Undecryptable, Untrusted, UsageError
 from relmsg.message import Message
 from relmsg.security.encryption import ENCRYPTION, AesGcmKey, Encryption
 from relmsg.security.received import opened
@@ -121,3 +125,39 @@ def test_a_private_key_for_receivers_says_what_to_give() -> None:
     """Whoever gives a receiver the private key is told of the public one."""
     with pytest.raises(UsageError, match=r"\.public"):
         Sender(keys=PRIVATE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("length", [32, 63, 64, 65, 128, 1000])
+@pytest.mark.parametrize("size", [0, 1, 55, 64, 4096])
+def test_the_hmac_is_that_of_the_standard_library(length: int, size: int) -> None:
+    """Secrets of any length and data of any size have the HMAC-SHA256 that everybody else computes."""
+    secret, data = bytes(each % 251 for each in range(length)), bytes(each % 13 for each in range(size))
+    key = HmacKey("any", secret)
+    for _ in range(2):  # what was begun for the key is used again
+        assert key.sign(data) == hmac.digest(secret, data, "sha256")
+        assert key.verify(data, hmac.digest(secret, data, "sha256"))
+        assert not key.verify(data + b"\0", hmac.digest(secret, data, "sha256"))
+
+
+def test_signing_leaves_the_publishers_headers_alone() -> None:
+    """A dict of headers that the publisher uses for many messages gets neither signature nor encryption."""
+    headers = {"tenant": "7"}
+    order = replace(sent(), headers=headers, id="1")
+    for protection in ({"signing": Signing(HMAC)}, {"encryption": Encryption(AES)}):
+        first = seal(order, **protection)  # type: ignore[arg-type]
+        assert headers == {"tenant": "7"}
+        assert len(first.headers) == len(headers) + 1
+    assert seal(replace(order, id="2"), signing=Signing(HMAC)).headers[SIGNATURE] != first.headers.get(SIGNATURE)
+
+
+@pytest.mark.parametrize("kind", [dict, MappingProxyType], ids=["dict", "mapping"])
+def test_a_signature_does_not_take_the_headers_over_their_limit(kind: Any) -> None:
+    """All headers of a signed and encrypted message keep to 16 KiB, or the message is refused when it is published."""
+    protection = {"signing": Signing(Ed25519Key("k" * 64, bytes(32))), "encryption": Encryption(AES)}
+    for size in range(MAX_BYTES - 500, MAX_BYTES, 20):
+        order = Message(type="t", body=b"", headers=kind({"a": "x" * size}), ordering_key="k")
+        try:
+            sealed = seal(order, source="shop", **protection)  # type: ignore[arg-type]
+        except HeadersTooLarge:
+            continue
+        assert encoded_size(sealed.headers) + len(b"k") <= MAX_BYTES
