@@ -46,7 +46,9 @@ def status(
     output.write(f"waiting  {found['waiting']}, the oldest for {found['oldest_seconds']:.1f} s")
     output.write(f"parked   {found['parked']}" + (", see `relmsg outbox list --parked`" if found["parked"] else ""))
     for held in found["held"]:
-        where = f"exchange {held['exchange']!r}, routing key {held['routing_key']!r}"
+        where = f"exchange {held['exchange']!r}"
+        if held["routing_key"] is not None:
+            where += f", routing key {held['routing_key']!r}"
         output.entry(f"held     {held['messages']} for {where}: {held['reason']}", wide=wide)
     if more := found["held_destinations"] - len(found["held"]):
         rest = found["held_messages"] - sum(each["messages"] for each in found["held"])

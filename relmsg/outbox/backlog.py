@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ARRAY, Select, Text, and_, case, func, select
+from sqlalchemy import ARRAY, Select, Table, Text, and_, case, func, null, select, union_all
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from relmsg.db.readable import listed, readable_time, shown, with_headers
 from relmsg.outbox.changes import Changes, Chosen, Done, named
+from relmsg.outbox.holds import WHOLE_EXCHANGE
 from relmsg.schema import tables
 from relmsg.settings import schema_in_force
 
@@ -42,8 +43,9 @@ class Backlog:
     async def status(self, *, destinations: int = MOST_DESTINATIONS) -> dict[str, Any]:
         """How much waits, how long, where it is stuck, what is parked, and who relays.
 
-        ``held`` has the destinations for which most messages wait, at most so many; ``held_destinations`` and
-        ``held_messages`` count all of them. Counts every waiting row: on a backlog of millions this takes seconds.
+        ``held`` has the destinations for which most messages wait, at most so many; the ``routing_key`` of one that is
+        a whole exchange is None. ``held_destinations`` and ``held_messages`` count all of them. Counts every waiting
+        row: on a backlog of millions this takes seconds.
         """
         row, slot, relay = self._rows, self._tables.outbox_slot, self._tables.outbox_relay
         now = func.clock_timestamp()
@@ -54,28 +56,7 @@ class Backlog:
             func.coalesce(oldest, 0).label("oldest"),
             func.count().filter(~waiting).label("parked"),
         )
-        # A destination may have several reasons, one a probe: it stands here once, with the latest of them.
-        reason = aggregate_order_by(row.c.last_error, row.c.id.desc())
-        stuck = (
-            select(row.c.exchange, row.c.routing_key, func.array_agg(reason, type_=ARRAY(Text))[1].label("reason"))
-            .where(waiting, row.c.last_error.is_not(None))
-            .group_by(row.c.exchange, row.c.routing_key)
-            .cte("stuck")
-        )
-        messages = func.count()
-        held_ones = (
-            select(
-                *(listed(stuck.c[name]).label(name) for name in ("exchange", "routing_key", "reason")),
-                messages.label("messages"),
-                func.count().over().label("destinations"),
-                func.sum(messages).over().label("all_messages"),
-            )
-            .join(row, and_(row.c.exchange == stuck.c.exchange, row.c.routing_key == stuck.c.routing_key))
-            .where(waiting)
-            .group_by(stuck.c.exchange, stuck.c.routing_key, stuck.c.reason)
-            .order_by(messages.desc(), stuck.c.exchange, stuck.c.routing_key)
-            .limit(destinations)
-        )
+        held_ones = _held(row, destinations)
         relays = (
             select(listed(relay.c.owner).label("relay"), func.count(slot.c.slot).label("slots"))
             .outerjoin(slot, and_(slot.c.owner == relay.c.owner, slot.c.expires_at > now))
@@ -158,3 +139,44 @@ class Backlog:
             if with_body or column.name not in ("body", "headers")
         ]
         return select(*columns, state, func.octet_length(row.c.body).label("bytes"))
+
+
+def _held(row: Table, most: int) -> Select[Any]:
+    """The destinations for which most messages wait, with how many there are in all.
+
+    A destination may have several reasons, one a probe: it stands here once, with the latest of them. Where one says
+    that the whole exchange waits, all its routing keys are one destination.
+    """
+    waiting = row.c.parked_at.is_(None)
+    whole = row.c.last_error.startswith(WHOLE_EXCHANGE, autoescape=True)
+    latest = func.array_agg(aggregate_order_by(row.c.last_error, row.c.id.desc()), type_=ARRAY(Text))[1]
+    exchanges = (
+        select(row.c.exchange, latest.label("reason")).where(waiting, whole).group_by(row.c.exchange).cte("exchanges")
+    )
+    keys = (
+        select(row.c.exchange, row.c.routing_key, latest.label("reason"))
+        .where(waiting, row.c.last_error.is_not(None), row.c.exchange.not_in(select(exchanges.c.exchange)))
+        .group_by(row.c.exchange, row.c.routing_key)
+        .cte("keys")
+    )
+    no_key = null().cast(Text)
+    each = union_all(
+        select(exchanges.c.exchange, no_key.label("routing_key"), exchanges.c.reason, func.count().label("n"))
+        .join(row, row.c.exchange == exchanges.c.exchange)
+        .where(waiting)
+        .group_by(exchanges.c.exchange, exchanges.c.reason),
+        select(keys.c.exchange, keys.c.routing_key, keys.c.reason, func.count())
+        .join(row, and_(row.c.exchange == keys.c.exchange, row.c.routing_key == keys.c.routing_key))
+        .where(waiting)
+        .group_by(keys.c.exchange, keys.c.routing_key, keys.c.reason),
+    ).subquery("held")
+    return (
+        select(
+            *(listed(each.c[name]).label(name) for name in ("exchange", "routing_key", "reason")),
+            each.c.n.label("messages"),
+            func.count().over().label("destinations"),
+            func.sum(each.c.n).over().label("all_messages"),
+        )
+        .order_by(each.c.n.desc(), each.c.exchange, each.c.routing_key)
+        .limit(most)
+    )

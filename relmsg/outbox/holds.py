@@ -11,7 +11,8 @@ from relmsg.retry import full_jitter
 
 FIRST_SECONDS = 1.0
 MOST_SECONDS = 60.0
-MOST_HOLDS = 1000  # beyond this, routing keys of an exchange are held together: the list goes into every read
+MOST_HOLDS = 10_000  # beyond this, routing keys of an exchange are held together: the list goes into every read
+WHOLE_EXCHANGE = "the whole exchange waits: "  # begins the reason on the probe row of a hold without a routing key
 
 
 @dataclass(slots=True)

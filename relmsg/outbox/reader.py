@@ -11,7 +11,7 @@ from typing import Any
 from relmsg.clock import Clock
 from relmsg.errors import DatabaseAway
 from relmsg.failpoint import reach
-from relmsg.outbox.holds import Holds
+from relmsg.outbox.holds import Hold, Holds
 from relmsg.outbox.hot import HotKey
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.pace import PIECE_SECONDS, Pace
@@ -77,6 +77,7 @@ class Reader:
         self._wanting = False
         self._number = 0
         self._share = 0
+        self._held: tuple[int, Sequence[Hold]] = (self._holds.version, list(self._holds))
         self._began: dict[int, datetime] = {}
         """When the reading of each slot began, by the database's clock. A row that was written before has no overlooked
         predecessor: whoever writes the rows of a key one after another had committed that before it was written."""
@@ -192,7 +193,7 @@ class Reader:
         if not wanted:
             return False
         before = self._holds.version, self._positions.epoch
-        page = self._page(await self._store.refill(wanted, list(self._holds)))
+        page = self._page(await self._store.refill(wanted, self._held_now()))
         if before != (self._holds.version, self._positions.epoch):
             return True
         ids: dict[str, list[int]] = {hot.key: [] for hot, _ in wanted}
@@ -226,7 +227,7 @@ class Reader:
         keys = [(key, self._positions.low(slot), high) for key, slot, high in self._pending.doubtful()]
         known = self._pending.known_above(dict.fromkeys(self.slots, min(low for _, low, _ in keys)))
         before = self._holds.version, self._positions.epoch
-        records = await self._store.overlooked(keys, known, list(self._holds), most=MOST_OVERLOOKED)
+        records = await self._store.overlooked(keys, known, self._held_now(), most=MOST_OVERLOOKED)
         if before != (self._holds.version, self._positions.epoch):
             return True
         now = self._clock.monotonic()
@@ -267,6 +268,12 @@ class Reader:
         """For what does not come forward: a slot that is full of other rows must not keep it out."""
         return 2 * self._share - self._pending.in_slot(slot)
 
+    def _held_now(self) -> Sequence[Hold]:
+        """What is held; the same list until that changes, so that the store need not write it anew for each read."""
+        if self._held[0] != self._holds.version:
+            self._held = self._holds.version, list(self._holds)
+        return self._held[1]
+
     async def _find_bottoms(self) -> None:
         if slots := self._positions.bottomless:
             self._positions.begin(slots, await self._store.bottoms(slots))
@@ -279,7 +286,7 @@ class Reader:
         self._number += 1
         known = self._pending.known_above({each.slot: each.low for each in ranges})
         before = self._holds.version, self._positions.epoch
-        records = await self._store.read(ranges, known, self._pending.hot, list(self._holds))
+        records = await self._store.read(ranges, known, self._pending.hot, self._held_now())
         if before != (self._holds.version, self._positions.epoch):
             return None
         if records:

@@ -15,7 +15,7 @@ from relmsg.outage import Outage
 from relmsg.outbox.consequence import ABOUT_THE_EXCHANGE, Consequence, consequence
 from relmsg.outbox.deletes import Deletes
 from relmsg.outbox.hold_log import HoldLog
-from relmsg.outbox.holds import Hold, Holds
+from relmsg.outbox.holds import WHOLE_EXCHANGE, Hold, Holds
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.notes import Notes
 from relmsg.outbox.page import Malformed
@@ -245,7 +245,8 @@ class Settler:
         hold = self._holds.put(destination, row, _why(receipt), now)
         self._pending.keep_only(row)
         self._log.waits(hold)
-        self._notes.waits(row, hold.reason, attempts=1 if isinstance(receipt, Nacked) else 0)
+        reason = WHOLE_EXCHANGE + hold.reason if hold.destination.routing_key is None else hold.reason
+        self._notes.waits(row, reason, attempts=1 if isinstance(receipt, Nacked) else 0)
 
 
 def _why(receipt: Receipt) -> str:

@@ -92,7 +92,7 @@ UNLESS_HOT = """
                       (SELECT h.tail FROM unnest({keys}::text[], {tails}::bigint[]) AS h(ordering_key, tail)
                         WHERE h.ordering_key = o.ordering_key))"""
 
-# held: whether a row is for a destination that waits. IN of a subquery is hashed: a thousand holds cost as one.
+# held: whether a row is for a destination that waits. IN of a subquery is hashed: thousands of holds cost as one.
 HELD = """({row}.exchange = ANY ({exchanges}::text[])
                    OR ({row}.exchange, {row}.routing_key)
                       IN (SELECT * FROM unnest({pairs}::text[], {routing}::text[])))"""
@@ -166,6 +166,8 @@ SELECT count(*) AS backlog, (SELECT count(*) FROM {outbox_message} WHERE parked_
   FROM {outbox_message} WHERE parked_at IS NULL AND slot = ANY ($1::smallint[])
 """
 
+HeldLists = tuple[list[str], list[str], list[str], list[str]]
+
 
 class WaitReason(NamedTuple):
     """Why a row waits, and how many attempts are to be added to its own."""
@@ -188,6 +190,7 @@ class OutboxStore:
         self._park = PARK.format(**self._names)
         self._unchanged = UNCHANGED.format(**self._names)
         self._note = NOTE.format(**self._names)
+        self._lists: tuple[Sequence[Hold], HeldLists] | None = None  # of the holds of the last read
         self._oldest = OLDEST.format(created_at=BOUNDED.format("f.created_at"), **self._names)
         self._count = COUNT.format(**self._names)
 
@@ -246,16 +249,14 @@ class OutboxStore:
             tails = [each.tail for each in hot]
             text += UNLESS_HOT.format(keys=arg([each.key for each in hot]), tails=arg(tails), last=arg(max(tails)))
         if holds:
-            pairs = [hold.destination for hold in holds if hold.destination.routing_key is not None]
-            held = {
-                "exchanges": arg([hold.destination.exchange for hold in holds if hold.destination.routing_key is None]),
-                "pairs": arg([pair.exchange for pair in pairs]),
-                "routing": arg([pair.routing_key for pair in pairs]),
-            }
+            if self._lists is None or self._lists[0] is not holds:
+                self._lists = holds, _lists(holds)
+            exchanges, pairs, routing, probes = self._lists[1]
+            held = {"exchanges": arg(exchanges), "pairs": arg(pairs), "routing": arg(routing)}
             text += UNLESS_HELD.format(
                 o_held=HELD.format(row="o", **held),
                 e_held=HELD.format(row="e", **held),
-                probes=arg([hold.row.ordering_key for hold in holds if hold.row.ordering_key is not None]),
+                probes=arg(probes),
                 **self._names,
             )
         return text
@@ -313,6 +314,17 @@ class OutboxStore:
         """How many rows of these slots wait, and how many are parked in all; takes seconds where there are millions."""
         record = (await self._measurer.fetch(self._count, list(slots)))[0]
         return record["backlog"], record["parked"]
+
+
+def _lists(holds: Sequence[Hold]) -> HeldLists:
+    """What a read is told of holds: whole exchanges; exchanges and routing keys in pairs; ordering keys of probes."""
+    pairs = [(exchange, key) for exchange, key in (hold.destination for hold in holds) if key is not None]
+    return (
+        [hold.destination.exchange for hold in holds if hold.destination.routing_key is None],
+        [exchange for exchange, _ in pairs],
+        [key for _, key in pairs],
+        [hold.row.ordering_key for hold in holds if hold.row.ordering_key is not None],
+    )
 
 
 def _storable(reason: str) -> str:
