@@ -74,6 +74,14 @@ def epmd(userland: Userland, environment: dict[str, str]) -> str:
     raise ServicesError("Erlang's epmd was not found: put it on PATH")
 
 
+def erl_call(userland: Userland) -> str | None:
+    """Erlang's program that asks a node for one value, which only some packages put where it is found."""
+    if userland.root:
+        path = "/usr/bin/erl_call"
+        return path if userland.outside(path).exists() else None
+    return shutil.which("erl_call")
+
+
 def _newest_first(pattern: str, userland: Userland) -> list[Path]:
     """The directories there that match, by the numbers in their names."""
     root = userland.outside("/")

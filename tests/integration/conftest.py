@@ -19,9 +19,8 @@ async def limited(services: Services) -> AsyncIterator[Any]:
 
     async def limit(size: int) -> None:
         await asyncio.to_thread(
-            services.rabbitmqctl,
-            "eval",
-            f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size}).",
+            services.evaluate,
+            f"application:set_env(rabbit, max_message_size, {size}), persistent_term:put(max_message_size, {size})",
         )
 
     yield limit

@@ -19,9 +19,9 @@ from relmsg.broker.wire import Publication, frames
 @pytest.fixture
 def frame_max(services: Services) -> Iterator[None]:
     """The broker's own limit stands again afterwards, whatever the test has set."""
-    before = services.rabbitmqctl("eval", "element(2, application:get_env(rabbit, frame_max)).").strip()
+    before = services.evaluate("element(2, application:get_env(rabbit, frame_max))")
     yield
-    services.rabbitmqctl("eval", f"application:set_env(rabbit, frame_max, {before}).")
+    services.evaluate(f"application:set_env(rabbit, frame_max, {before})")
 
 
 @pytest.mark.parametrize("limit", [0, 4096, 131_072, 10_000_000])
@@ -29,7 +29,7 @@ def frame_max(services: Services) -> Iterator[None]:
 async def test_bodies_of_many_frames_arrive(limit, bulk, services, frame_max, amqp_url, broker, monkeypatch):
     """C5: without a limit (0), and with a small or a large one, bodies of any size arrive whole, and are confirmed."""
     monkeypatch.setenv("RELMSG_BULK", bulk)
-    services.rabbitmqctl("eval", f"application:set_env(rabbit, frame_max, {limit}).")
+    services.evaluate(f"application:set_env(rabbit, frame_max, {limit})")
     await broker.queue("q")
     bodies = [b"", b"x", b"y" * 4088, b"z" * 300_000, b"last"]
     async with Publisher(amqp_url) as publisher:

@@ -100,6 +100,10 @@ async def test_two_runs_at_once_do_not_meet(children):
     attached = Services.attach(two / "state.json")
     assert listens(attached.database_url)
     assert attached.rabbitmqctl("eval", "ok.").strip() == "ok"
+    assert attached.evaluate('X = [{two, 1 + 1}], {X, "}"}') == '{[{two, 2}], "}"}'
+    for wrong, told in (("nothing:here()", "undef"), ("1 +", "syntax error")):
+        with pytest.raises(ServicesError, match=told):
+            attached.evaluate(wrong)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda each: each.name)
