@@ -55,7 +55,7 @@ def attribute(error: BaseException, name: str) -> object:
     """What an exception says of itself under ``name``; None where it says nothing, or its own code raises."""
     try:
         return getattr(error, name, None)
-    except Exception:  # noqa: BLE001 - a property of anybody's making
+    except BaseException:  # noqa: BLE001 - a property of anybody's making, which may raise what ends a process, too
         return None
 
 

@@ -24,7 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from relmsg.database import place
 from relmsg.db.values import without_values
 from relmsg.errors import AccessRefused, DatabaseAway, RelmsgError
-from relmsg.exceptions import attribute, causes, text_of, type_name
+from relmsg.exceptions import attribute, causes, own, text_of, type_name
 from relmsg.settings import redact
 
 BRIEF_CHARACTERS = 500
@@ -141,9 +141,9 @@ def is_contention(error: BaseException) -> bool:
 
 def sqlstate(error: BaseException) -> str | None:
     """PostgreSQL's five letter code, from SQLAlchemy's exception or from the driver's; None for any other error."""
-    told = error.orig if isinstance(error, DBAPIError) else error
+    told = _drivers(error) if isinstance(error, DBAPIError) else error
     code = attribute(told, "sqlstate") if isinstance(told, Exception) else None
-    return code if isinstance(code, str) and len(code) == 5 else None
+    return code if type(code) is str and len(code) == 5 else None
 
 
 def refuses_values(error: BaseException) -> bool:
@@ -237,7 +237,7 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
         return CONTENTION
     if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):
         return CONTENTION  # the tables were altered under a plan; the driver has dropped it
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, DBAPIError) and attribute(error, "connection_invalidated") is True:
         return _of(KINDS, sqlstate(error) or "") or AWAY
     code = sqlstate(error)
     if code is not None:
@@ -257,7 +257,7 @@ def _is_lost(error: BaseException) -> bool:
 
 
 def _passed_asyncpg(error: BaseException) -> bool:
-    frame = error.__traceback__
+    frame = own(error, "__traceback__")
     while frame is not None:
         if str(frame.tb_frame.f_globals.get("__name__", "")).startswith("asyncpg."):
             return True
@@ -269,8 +269,14 @@ def _each(error: BaseException) -> Iterator[BaseException]:
     """An error and its causes, with the driver's own error behind each of SQLAlchemy's."""
     for each in causes(error):
         yield each
-        if isinstance(each, DBAPIError) and isinstance(each.orig, BaseException):
-            yield from causes(each.orig)
+        if isinstance(each, DBAPIError) and (driver := _drivers(each)) is not None:
+            yield from causes(driver)
+
+
+def _drivers(error: DBAPIError) -> BaseException | None:
+    """The driver's error behind one of SQLAlchemy's. By its class: it may say anything of itself."""
+    driver = attribute(error, "orig")
+    return driver if issubclass(type(driver), BaseException) else None  # type: ignore[return-value]
 
 
 def _of(table: dict[str, _Meant], code: str) -> _Meant | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import pytest
@@ -149,11 +150,12 @@ def test_a_text_that_never_comes_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_an_attribute_that_raises_is_none() -> None:
-    """What an exception says of itself may raise."""
+    """What an exception says of itself may raise, also what is no Exception."""
+    for kind in (RuntimeError, KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
 
-    class Hostile(Exception):
-        @property
-        def retryable(self) -> bool:
-            raise RuntimeError
+        class Hostile(Exception):
+            @property
+            def retryable(self, kind: type[BaseException] = kind) -> bool:
+                raise kind
 
-    assert attribute(Hostile(), "retryable") is None
+        assert attribute(Hostile(), "retryable") is None

@@ -84,3 +84,15 @@ def test_a_retryable_that_raises_is_none_said() -> None:
 
     assert Retry().retries(Hostile())
     assert not Retry().retries(ExceptionGroup("g", [UsageError("not again")]))
+
+
+def test_a_class_that_raises_when_it_is_asked_matches_nothing() -> None:
+    """A policy's classes may have metaclasses of anybody's making."""
+
+    class Hostile(type):
+        def __instancecheck__(cls, _: object) -> bool:
+            raise KeyboardInterrupt
+
+    kind = Hostile("Kind", (Exception,), {})
+    assert not Retry(on=kind).retries(ValueError())
+    assert Retry(never=kind).retries(ValueError())
