@@ -11,6 +11,7 @@ import msgspec
 
 from relmsg.errors import BodyNotEncodable, Undecodable
 from relmsg.exceptions import text_of
+from relmsg.hash_flood import require_spread_hashes
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -57,12 +58,14 @@ def decoder_for(target: Any) -> Callable[[bytes], Any] | None:
     if target is str:
         return lambda body: _decode(lambda raw: raw.decode(), body)
     if is_pydantic(target):
-        return lambda body: _decode(target.model_validate_json, body)
+        return lambda body: _decode_into_types(target.model_validate_json, body)
     origin = getattr(target, "__origin__", target)
     is_struct = isinstance(origin, type) and issubclass(origin, msgspec.Struct)
     if origin in (dict, list) or is_struct or dataclasses.is_dataclass(origin):
         decode = msgspec.json.Decoder(target).decode
-        return lambda body: _decode(decode, body)
+        if target in (dict, list):
+            return lambda body: _decode(decode, body)
+        return lambda body: _decode_into_types(decode, body)
     return None
 
 
@@ -116,6 +119,11 @@ def _encode_pydantic(value: Any) -> Any:
     if is_pydantic(type(value)):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} is not known to JSON")
+
+
+def _decode_into_types(decode: Callable[[bytes], Any], body: bytes) -> Any:
+    require_spread_hashes(body)
+    return _decode(decode, body)
 
 
 def _decode(decode: Callable[[bytes], Any], body: bytes) -> Any:

@@ -80,7 +80,12 @@ class Probes:
             return [b"/live, /ready, /metrics\n"]
         trouble = self._verdicts[path]()
         start("503 Service Unavailable" if trouble else "200 OK", [("Content-Type", "text/plain; charset=utf-8")])
-        return [f"{trouble or 'ok'}\n".encode()]
+        return [_printable(f"{trouble or 'ok'}") + b"\n"]
+
+
+def _printable(text: str) -> bytes:
+    """The text on one line: it may hold the words of a server or a sender, and people look at it on a terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text).encode()
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -37,6 +37,16 @@ def test_each_path_answers_for_itself() -> None:
         assert get(probes.port, "/")[0] == 404
 
 
+@pytest.mark.parametrize("words", ["\x1b[2J", "\x9b31m", "a\nok", "\u202egpj", "\udc9b", "\x00"])
+def test_an_answer_is_one_printable_line(words: str) -> None:
+    """Why a process is not ready may quote a server or a sender; a person looks at it on a terminal."""
+    with Probes("127.0.0.1:0", CollectorRegistry(), live=lambda: None, ready=lambda: f"exchange {words}") as probes:
+        code, told = get(probes.port, "/ready")
+    assert code == 503
+    assert told.startswith("exchange ")
+    assert told.removesuffix("\n").isprintable()
+
+
 def test_an_empty_address_serves_nothing() -> None:
     """Probes can be turned off."""
     with Probes("", CollectorRegistry(), live=lambda: None, ready=lambda: None) as probes:
