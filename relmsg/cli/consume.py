@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -14,6 +16,7 @@ from relmsg.cli.process import run_until_stopped
 from relmsg.cli.target import load_target
 from relmsg.inbox.inbox import Inbox
 from relmsg.probes import Probes
+from relmsg.runtime.background import Background
 from relmsg.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -86,8 +89,12 @@ async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> Non
     for name in inbox.limits._fields:
         if (limit := _changed(settings, f"consumer_max_{name}")) is not None:
             inbox.limits = inbox.limits._replace(**{name: limit})
-    counting = asyncio.create_task(_tell_each_minute(inbox))
-    with Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready) as probes:
+    telling = Background(f"inbox {inbox.name}: counts of each minute", partial(_tell_each_minute, inbox))
+    async with AsyncExitStack() as stack:
+        telling.start()
+        stack.push_async_callback(telling.stop)
+        probes = Probes(settings.probes, inbox.metrics.registry, live=inbox.live, ready=inbox.ready)
+        stack.enter_context(probes)
         where = f", probes on port {probes.port}" if probes.port is not None else ""
         await inbox.run(
             settings.broker_url if settings.amqp_url_file or settings.amqp_url else None,
@@ -98,7 +105,6 @@ async def _consume(inbox: Inbox, settings: Settings, stop: asyncio.Event) -> Non
             drain=_changed(settings, "consumer_drain"),
             heartbeat=_changed(settings, "heartbeat"),
         )
-    counting.cancel()
     output.write("consumer stopped")
 
 
