@@ -273,6 +273,17 @@ def _each(error: BaseException) -> Iterator[BaseException]:
             yield from causes(driver)
 
 
+def _first(error: DBAPIError) -> BaseException:
+    """The driver's error that the others were made of. What was being handled meanwhile has nothing to do with it."""
+    found: BaseException = error
+    following, seen = _drivers(error), set[int]()
+    while following is not None and id(following) not in seen and not isinstance(following, DBAPIError):
+        found = following
+        seen.add(id(found))
+        following = own(found, "__cause__")
+    return found
+
+
 def _drivers(error: DBAPIError) -> BaseException | None:
     """The driver's error behind one of SQLAlchemy's. By its class: it may say anything of itself."""
     driver = attribute(error, "orig")
@@ -286,7 +297,7 @@ def _of(table: dict[str, _Meant], code: str) -> _Meant | None:
 def _line(error: BaseException) -> str:
     """The text of the driver's own error, on one line: SQLAlchemy's holds the statement and its parameters."""
     if isinstance(error, DBAPIError):
-        error = list(_each(error))[-1]
+        error = _first(error)
     text = " ".join(without_values(text_of(error, 2 * BRIEF_CHARACTERS)).split())
     if not text and isinstance(error, TimeoutError):
         text = "no answer in time"

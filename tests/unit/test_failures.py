@@ -113,3 +113,17 @@ def test_a_brief_text_is_one_short_line() -> None:
             raise RuntimeError
 
     assert named(BadText()).startswith("BadText: ")
+
+
+def test_what_was_being_handled_before_is_not_told_as_the_reason() -> None:
+    """Looking for a row, not finding it, and inserting it: told is the INSERT's failure, not the one before."""
+    met = asyncpg.UniqueViolationError("duplicate key")
+    met.__context__ = LookupError("no row was found")
+    adapted = of_driver("23505", "adapted")
+    adapted.__cause__, adapted.__context__ = met, LookupError("no row was found")
+    for driver in (met, adapted):
+        wrapped = DBAPIError("INSERT", {}, driver)
+        wrapped.__context__ = LookupError("no row was found")
+        assert brief(wrapped) == "duplicate key"
+        wrapped.__cause__ = driver
+        assert brief(wrapped) == "duplicate key"
