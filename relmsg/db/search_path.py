@@ -51,14 +51,21 @@ class SearchPath:
 
 @contextmanager
 def local_search_path(connection: Connection) -> Iterator[None]:
-    """Within the block, this transaction has the search path ``pg_catalog``; after it, the one it had before."""
+    """Within the block, this transaction has the search path ``pg_catalog``; after it, the one it had before.
+
+    What ends the block is raised as it is: a cancellation, or the connection's loss.
+    """
     before = connection.execute(text(CURRENT)).scalar_one()
     connection.execute(text(SET_LOCAL))
     try:
         yield
-    finally:
-        with suppress(DBAPIError):  # the transaction has failed: whoever rolls it back has the old path again
-            connection.execute(text(RESTORE), {"before": before})
+    except BaseException:
+        with suppress(Exception):  # of any family: SQLAlchemy's own where the connection is gone
+            if not connection.invalidated:
+                connection.execute(text(RESTORE), {"before": before})
+        raise
+    with suppress(DBAPIError):  # the transaction has failed: whoever rolls it back has the old path again
+        connection.execute(text(RESTORE), {"before": before})
 
 
 def is_set_by_statement(engine: AsyncEngine) -> bool:

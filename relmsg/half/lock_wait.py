@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -48,14 +48,22 @@ def _session_variables(names: tuple[str, ...], values: tuple[int, ...]) -> str:
 
 @asynccontextmanager
 async def _restored(connection: AsyncConnection, statement: str) -> AsyncIterator[None]:
-    """Say that at the end, or give the connection up: it goes back to a pool, where others count on its settings."""
+    """Say that at the end, or give the connection up: it goes back to a pool, where others count on its settings. What
+    ends the block is raised as it is."""
     try:
         yield
-    finally:
-        if not connection.invalidated:
-            try:
-                await connection.rollback()
-                await connection.execute(text(statement))
-            except BaseException:
-                await connection.invalidate()
-                raise
+    except BaseException:
+        with suppress(Exception):
+            await _restore(connection, statement)
+        raise
+    await _restore(connection, statement)
+
+
+async def _restore(connection: AsyncConnection, statement: str) -> None:
+    if not connection.invalidated:
+        try:
+            await connection.rollback()
+            await connection.execute(text(statement))
+        except BaseException:
+            await connection.invalidate()
+            raise
