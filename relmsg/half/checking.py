@@ -120,7 +120,7 @@ class Checkers:
             self._lines.error("half message %s: no checker is registered for its type %r", half.id, half.type)
             return Answer.NO_CHECKER
         said = await self._said(checker, half)
-        if isinstance(said, Resolution):
+        if type(said) is Resolution:  # what it returned may raise when it is asked for its class
             return ANSWERS[said]
         self._metrics.failed("checker_failed")
         self._lines.error(

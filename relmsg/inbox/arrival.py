@@ -13,7 +13,7 @@ from relmsg.inbox.handle.content_encoding import decompressed
 from relmsg.inbox.handle.limits import Limits
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.identity import Identity, MissingId, identify
-from relmsg.inbox.outcome import REASONS, Failed, Reason
+from relmsg.inbox.outcome import REASONS, Failed, Reason, readable
 from relmsg.inbox.registry import Registry
 from relmsg.security.encryption import Encryption
 from relmsg.security.received import opened
@@ -80,7 +80,7 @@ def arrived(
     except Unhandleable as error:
         arrival.refused = Failed(error, REASONS.get(type(error), otherwise))
     except BaseException as error:  # noqa: BLE001 - one message must not cost the others that came with it
-        arrival.refused = Failed(error, otherwise)
+        arrival.refused = Failed(readable(error), otherwise)
     if arrival.task is None:
         arrival.alone = True
     return arrival

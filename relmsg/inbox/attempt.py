@@ -43,6 +43,7 @@ from relmsg.inbox.outcome import (
     Outcome,
     Settled,
     Unsettled,
+    readable,
 )
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.store import Store
@@ -391,6 +392,7 @@ async def excused(failed: Failed, sessions: async_sessionmaker[Any], was_silent:
 
 def judged(error: BaseException, turn: HandlersTurn) -> Failed | Unsettled:
     """Whose fault it is that a transaction did not commit: the handler's, or the database's."""
+    error = readable(error)
     for each in (error, turn.database_error):
         if each is not None and is_away(each):
             return Unsettled(each)

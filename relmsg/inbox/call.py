@@ -9,11 +9,10 @@ from contextvars import Context
 from typing import Any, NamedTuple
 
 from relmsg.broker.answer import really_cancelled
-from relmsg.exceptions import causes, own, type_name
 from relmsg.inbox.deadline import Deadline
 from relmsg.inbox.handler import Handler
 from relmsg.inbox.metrics import Metrics
-from relmsg.inbox.outcome import HandlerCancelled, HandlerRaised, HandlerTimeout
+from relmsg.inbox.outcome import HandlerCancelled, HandlerTimeout, readable
 from relmsg.inbox.transaction import HandlersTurn
 from relmsg.runtime.isolated import isolated
 
@@ -40,7 +39,7 @@ async def called(
         stopped = deadline.end()
         metrics.took(handler, time.perf_counter() - began)
     if error is not None:
-        error = _readable(error)
+        error = readable(error)
     if isinstance(error, asyncio.CancelledError) and really_cancelled():
         raise error
     if stopped:  # also where the handler swallowed its cancellation and came to an end: it was told to stop
@@ -57,18 +56,6 @@ async def worked(call: Callable[..., Awaitable[object]], turn: HandlersTurn, *gi
     await call(*given)
     if not turn.is_untouched():
         await turn.check()
-
-
-def _readable(error: BaseException) -> BaseException:
-    """The error, or one of ours in its place if nobody can ask what it is: its ``__class__``, or a cause's, raises."""
-    try:
-        for each in causes(error):
-            isinstance(each, asyncio.Event)  # no exception is one: so Python asks the exception itself
-    except BaseException:  # noqa: BLE001 - anybody's code
-        return HandlerRaised(f"the handler raised {type_name(error)}, which cannot be read").with_traceback(
-            own(error, "__traceback__")
-        )
-    return error
 
 
 class Took(NamedTuple):

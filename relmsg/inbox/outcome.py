@@ -11,10 +11,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from relmsg.errors import MissingMessageId, RelmsgError, Undecodable, Undecryptable, UnknownType, Untrusted
+from relmsg.exceptions import causes, own, type_name
 
 Reason: TypeAlias = Literal[
     "handler_failed",
@@ -98,9 +100,21 @@ class HandlerCancelled(RelmsgError):
 
 
 class HandlerRaised(RelmsgError):
-    """The handler raised an exception that cannot be read: one of its own properties raises."""
+    """A handler, or what decodes for it, raised an exception that cannot be read: one of its properties raises."""
 
     retryable = True
+
+
+def readable(error: BaseException) -> BaseException:
+    """The error, or one of ours in its place if nobody can ask what it is: its ``__class__``, or a cause's, raises."""
+    try:
+        for each in causes(error):
+            isinstance(each, asyncio.Event)  # no exception is one: so Python asks the exception itself
+    except BaseException:  # noqa: BLE001 - anybody's code
+        return HandlerRaised(f"the handler raised {type_name(error)}, which cannot be read").with_traceback(
+            own(error, "__traceback__")
+        )
+    return error
 
 
 class HandlerEndedTransaction(RelmsgError):

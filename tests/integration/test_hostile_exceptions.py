@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from relmsg import Inbox, Message, Retry
+from relmsg import HalfMessage, Inbox, Message, Resolution, Retry
+from relmsg.half.checking import Checkers
+from relmsg.half.protocol import Answer
 from tests.support.broker import Broker
 from tests.support.consuming import QUEUE, create_effect, effect, effects, place, running, settled
 
@@ -50,6 +55,54 @@ def hostile() -> dict[str, Callable[[], BaseException]]:
 
 
 HOSTILE = hostile()
+
+
+@dataclass
+class Order:
+    """Its validation raises what its kind names."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        if (make := HOSTILE.get(self.kind)) is not None:
+            error = make()
+            raise error
+
+
+async def test_a_model_that_raises_such_an_exception_fails_its_message_only(
+    engine: AsyncEngine, sessions: async_sessionmaker[AsyncSession], broker: Broker, amqp_url: str
+) -> None:
+    """Decoding is not the handler's call, and its exceptions are anybody's just the same."""
+    await create_effect(engine)
+    await broker.queue(QUEUE)
+    inbox = Inbox("billing", sessions)
+
+    @inbox.handler("order.placed", queue=QUEUE)
+    async def handle(_: Order, message: Message, session: AsyncSession) -> None:
+        await effect(session, message)
+
+    async with running(inbox, amqp_url):
+        for kind in (*HOSTILE, GOOD):
+            await place(broker, kind, body=json.dumps({"kind": kind}).encode())
+        await settled(inbox, within=60, failed=len(HOSTILE), handled=1)
+        assert (inbox.live(), inbox.ready()) == (None, None)
+    assert await effects(sessions) == [GOOD]
+
+
+async def test_what_a_checker_returns_may_raise_when_it_is_asked() -> None:
+    """Whatever a checker returns that is no Resolution is UNKNOWN."""
+
+    class Odd:
+        __class__ = property(raising(KeyboardInterrupt))  # type: ignore[assignment]
+        __repr__ = raising(KeyboardInterrupt)
+
+    async def check(_: HalfMessage) -> Resolution:
+        return Odd()  # type: ignore[return-value]
+
+    checkers = Checkers(5.0)
+    checkers.add("t", check)
+    half = HalfMessage(Message(type="t", body=b"", id=uuid.uuid4()), "g", 1)
+    assert await checkers.ask(half) is Answer.UNKNOWN
 
 
 @pytest.mark.parametrize("way", ["single", "group", "list"])
