@@ -166,8 +166,9 @@ class Groups:
             error = await called(handler, work, copy_context(), turn, deadline, self._metrics)
             if error is not None:
                 return done, error
-            if turn.has_objects():
+            if turn.was_checked:
                 session.expunge_all()
+                turn.was_checked = False
             if done + 1 == (len(fresh) + 1) // 2:
                 reach("consumer.inside_group")
         return len(fresh), None
@@ -190,6 +191,8 @@ class Groups:
 
 def _first_of_each(tasks: Sequence[Task], new: set[Identity]) -> list[Task]:
     """The messages to be handled, in their order: of copies of one message the first."""
+    if len(new) == len(tasks):  # no copies, and all are new
+        return list(tasks)
     missing, first = set(new), []
     for task in tasks:
         if task.identity in missing:
@@ -199,6 +202,8 @@ def _first_of_each(tasks: Sequence[Task], new: set[Identity]) -> list[Task]:
 
 
 def _outcomes(tasks: Sequence[Task], new: set[Identity], left: set[Identity]) -> list[Handled | Duplicate | None]:
+    if not left and len(new) == len(tasks):
+        return [HANDLED] * len(tasks)
     missing = set(new)
     outcomes: list[Handled | Duplicate | None] = []
     for task in tasks:

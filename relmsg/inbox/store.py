@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from sqlalchemy import ARRAY, ColumnElement, Connection, Dialect, Text, bindparam, delete, select, text, update
@@ -112,17 +113,18 @@ class Store:
         Right under concurrency as ``once`` is. Rows are written in the order of their keys: two processes that have the
         same messages in another order wait for each other, and never in a circle.
         """
-        wanted = sorted(set(identities))
+        distinct = set(identities)
+        wanted = _in_order(distinct)
         found = self._once_each(connection, _columns(wanted) | {"idle": idle}).one()
         if found.count == len(wanted):
-            return New(set(wanted), found.written_by)
+            return New(distinct, found.written_by)
         consumer = wanted[0].consumer
         came = zip(found.sources or (), found.message_ids or (), strict=True)
         return New({Identity(consumer, source, message_id) for source, message_id in came}, found.written_by)
 
     def forget_each(self, connection: Connection, identities: Collection[Identity], written_by: str) -> None:
         """Take back what ``once_each`` remembered in the transaction ``written_by``, and nothing else."""
-        self._forget_each(connection, _columns(sorted(identities)) | {"written_by": written_by})
+        self._forget_each(connection, _columns(_in_order(identities)) | {"written_by": written_by})
 
     def other_source(self, connection: Connection, identity: Identity) -> str | None:
         """Another source of which the consumer remembers a message; None: there is none."""
@@ -193,6 +195,13 @@ class _Prepared:
             made = self._statement.compile(dialect=dialect)
             compiled = self._compiled[dialect.driver] = (str(made), made.positiontup)
         return compiled
+
+
+def _in_order(identities: Iterable[Identity]) -> list[Identity]:
+    """Identities of one consumer in the order of their keys. Two sorts of strings take less than one of tuples."""
+    ordered = sorted(identities, key=attrgetter("message_id"))
+    ordered.sort(key=attrgetter("source"))
+    return ordered
 
 
 def _columns(identities: list[Identity]) -> dict[str, Any]:

@@ -80,6 +80,8 @@ class HandlersTurn:
         """The last error of a statement in this turn, whether or not the handler let it through."""
         self.flush_error: BaseException | None = None
         """The error of a flush with which SQLAlchemy has rolled the transaction back, by itself."""
+        self.was_checked = False
+        """Whether ``check`` has run. Until it has, the session holds no objects: ``is_untouched`` has seen that."""
 
     def __enter__(self) -> Self:
         _watch(self._connection.engine, type(self._sync))
@@ -117,6 +119,7 @@ class HandlersTurn:
         :raises HandlerEndedTransaction: the handler has committed, rolled back or closed.
         :raises Exception: a statement or a flush has failed, and the transaction with it.
         """
+        self.was_checked = True
         sync = self._sync
         if self._is_ended():
             raise HandlerEndedTransaction from self._failure
