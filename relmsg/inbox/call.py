@@ -38,6 +38,8 @@ async def called(
     finally:
         stopped = deadline.end()
         metrics.took(handler, time.perf_counter() - began)
+    if error is None and not stopped:
+        return None
     if error is not None:
         error = readable(error)
     if isinstance(error, asyncio.CancelledError) and really_cancelled():
