@@ -98,11 +98,13 @@ class Publisher:
         Returns ``Confirmed``. Anything else is raised, or returned as a value with ``raises=False``.
 
         :raises InvalidMessage: the message can never be sent; nothing was sent.
+        :raises UsageError: it is no ``Message``.
         :raises BrokerAway: there is no connection; nothing was sent.
         :raises Returned: no queue is bound for it; nothing was stored.
         :raises Nacked: the broker refused it, also after the retries.
         :raises Unknown: no answer; it may be stored or not. Send it again under the same id.
         """
+        arguments.instance("publish(message)", message, Message)
         return (await self.publish_many([message], raises=raises))[0]
 
     @overload
@@ -121,7 +123,8 @@ class Publisher:
         :raises BrokerAway: there is no connection; nothing was sent.
         :raises Returned, Nacked, Unknown: as ``publish`` does; the others were sent all the same.
         """
-        publishes = [publication(self._seal(message)) for message in messages]
+        batch = arguments.several("publish_many(messages)", messages, Message)
+        publishes = [publication(self._seal(message)) for message in batch]
         receipts = await publish_again_if_nacked(
             self._channel, publishes, retry=self._retry, clock=self._clock, chance=self._chance
         )

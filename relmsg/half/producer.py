@@ -235,6 +235,7 @@ class HalfProducer:
         :raises UsageError: this producer is not entered.
         """
         self._require_running()
+        arguments.instance("begin(message)", message, Message)
 
         def prepare() -> Publication:
             half = half_of(

@@ -105,7 +105,7 @@ class Outbox:
         :raises InvalidMessage: as ``publish``; nothing is written.
         :raises TransactionRequired: as ``publish``.
         """
-        batch = list(messages)
+        batch = list(arguments.several("publish_many(tx, messages)", messages, Message))
         await self._publish(tx, [self._row(message) for message in batch])
         return batch
 

@@ -8,6 +8,7 @@ import inspect
 import math
 import uuid
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
@@ -284,6 +285,23 @@ async def test_a_handler_is_not_registered_by_a_decorator_without_arguments() ->
     """`@inbox.handler` without parentheses is no silence either."""
     with pytest.raises((HandlerRefused, TypeError), match="queue"):
         Inbox("x", SESSIONS).handler(handle)  # type: ignore[call-arg,arg-type]
+
+
+@pytest.mark.parametrize("wrong", [None, 7, "order", b"{}", {"type": "a"}, Message, ["a"], [Message(type="a"), None]])
+async def test_only_messages_are_published(wrong: Any) -> None:
+    """Before anything is written or sent, by each way to publish."""
+    publisher, half, outbox = Publisher(AMQP), HalfProducer(AMQP, group="g"), Outbox("x")
+    half._running = AsyncExitStack()
+    async with SESSIONS() as session:
+        with pytest.raises(UsageError, match="Message"):
+            await outbox.publish(session, wrong)
+        with pytest.raises(UsageError, match="Message"):
+            await outbox.publish_many(session, wrong)
+    for publish in (publisher.publish, publisher.publish_many):
+        with pytest.raises(UsageError, match="Message"):
+            await publish(wrong)
+    with pytest.raises(UsageError, match="Message"):
+        half.begin(wrong)
 
 
 async def test_relay_and_coordinator_are_stopped_by_an_event() -> None:
