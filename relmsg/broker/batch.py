@@ -30,6 +30,8 @@ class Batch:
         """How many, from the first on, may have reached the broker."""
         self.unsent_because: RelmsgError | None = None
         """Why there was no channel to send it on."""
+        self.has_nacked = False
+        """Whether the broker has refused any of it."""
         self._unanswered = len(publications)
         self._returned: dict[int, Returned] = {}
         self._ended = ended
@@ -42,6 +44,7 @@ class Batch:
 
     def nacked(self, start: int, stop: int) -> int:
         """The broker has refused these positions. How many are new."""
+        self.has_nacked = True
         return self._answer(start, stop, Nacked)
 
     def returned(self, position: int, reply_code: int, reply_text: str) -> None:
@@ -57,6 +60,7 @@ class Batch:
             if self._unanswered == len(self.publications):
                 self.reach("publish.after_first_confirm")
             self.receipts[position] = receipt
+            self.has_nacked |= isinstance(receipt, Nacked)
             self._answered(1)
 
     def give_up(self, cause: BaseException) -> None:

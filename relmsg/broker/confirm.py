@@ -29,6 +29,10 @@ class ConfirmChannel:
     acked and not returned. When the channel or the connection is lost, or ``deadline`` seconds pass without an answer,
     everything unanswered becomes Unknown; after a missed deadline the connection is cut as well.
 
+    After a nack the channel is replaced as soon as nothing is under way on it: RabbitMQ remembers for a channel that a
+    quorum queue was full, and goes on refusing what it sends there after the limit was lifted, until a message leaves
+    the queue.
+
     At most ``window`` messages are unconfirmed at a time; a batch larger than that is sent piece by piece. Several
     batches may be under way at once.
     """
@@ -43,6 +47,7 @@ class ConfirmChannel:
         self._in_flight: set[str] = set()
         self._under_way: set[Batch] = set()
         self._answered = asyncio.Event()
+        self._has_nacked = False
 
     @property
     def unconfirmed(self) -> int:
@@ -69,12 +74,15 @@ class ConfirmChannel:
 
     async def close(self) -> None:
         """Close the channel; what is still unanswered becomes Unknown."""
+        await self._close_line()
+        for batch in list(self._under_way):
+            batch.give_up(BrokerAway("the channel was closed before the broker answered"))
+
+    async def _close_line(self) -> None:
         line, self._line = self._line, None
         if line is not None:
             with suppress(Exception):
                 await answer(line.close(), within=5.0)
-        for batch in list(self._under_way):
-            batch.give_up(BrokerAway("the channel was closed before the broker answered"))
 
     async def _send_once_free(self, publishes: Sequence[Publication], *, after: Sequence[Batch]) -> Batch:
         """Send once there is room for all, and none of their ids is under way; ``after`` are the pieces before it."""
@@ -90,13 +98,17 @@ class ConfirmChannel:
         self._answered.set()
 
     def _end(self, batch: Batch) -> None:
+        self._has_nacked |= batch.has_nacked
         self._under_way.discard(batch)
         self._release(batch.publications)
 
     async def _open(self) -> Line:
         async with self._opening:
+            if self._has_nacked and len(self._under_way) == 1:  # the one that is about to be written
+                await self._close_line()
             if self._line is None or not self._line.is_open or not self._connection.is_up:
                 self._line = await open_line(self._connection, within=min(10.0, self._deadline))
+                self._has_nacked = False
             await self._connection.require_unblocked()
             return self._line
 
