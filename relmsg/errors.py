@@ -35,6 +35,7 @@
     ├── InboxEnded                     an inbox inside an application ended, though nobody had asked it to
     ├── BrokerRefused                  the broker answered one request with an AMQP error code
     ├── UnreadableMessages             messages in an error queue that end the connection of whoever reads them
+    ├── RowNotStored                   a trigger of the user's let a row vanish without an error
     ├── TopologyMismatch               what is declared in the broker differs from what was asked for
     └── Unhandleable                   a delivery that no retry can help
         ├── MissingMessageId · UnknownType · Undecodable · Undecryptable · Untrusted
@@ -191,6 +192,10 @@ class UnreadableMessages(RelmsgError):
 
 class TopologyMismatch(RelmsgError):
     """What stands in the broker differs from what was asked for."""
+
+
+class RowNotStored(RelmsgError):
+    """PostgreSQL took a row without an error and did not store it: a trigger of the user's returned NULL."""
 
 
 class Unhandleable(RelmsgError):

@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from relmsg.database import place
 from relmsg.db.values import without_values
-from relmsg.errors import AccessRefused, DatabaseAway, RelmsgError
+from relmsg.errors import AccessRefused, DatabaseAway, RelmsgError, RowNotStored
 from relmsg.exceptions import attribute, causes, own, text_of, type_name
 from relmsg.settings import redact
 
@@ -233,6 +233,8 @@ def _kind_of_one(error: BaseException) -> FailureKind | None:
     """What this exception alone tells, its causes left aside."""
     if isinstance(error, DatabaseAway):
         return AWAY
+    if isinstance(error, RowNotStored):
+        return THEIRS
     if isinstance(error, PoolTimeout):  # all connections of the pool are in use
         return CONTENTION
     if isinstance(error, asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError):

@@ -11,6 +11,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from relmsg.db.search_path import equals
+from relmsg.errors import RowNotStored
 from relmsg.inbox.identity import Identity
 from relmsg.schema import DEFAULT_SCHEMA, quoted, tables
 
@@ -59,6 +60,17 @@ WHERE i.consumer OPERATOR(pg_catalog.=) :consumer AND i.source OPERATOR(pg_catal
     AND i.xmin OPERATOR(pg_catalog.=) CAST(:written_by AS pg_catalog.xid)
 """
 
+NOT_REMEMBERED = """
+SELECT t.message_id
+FROM ROWS FROM (pg_catalog.unnest(:sources), pg_catalog.unnest(:message_ids)) AS t (source, message_id)
+WHERE NOT EXISTS (
+    SELECT FROM {inbox} AS i
+    WHERE i.consumer OPERATOR(pg_catalog.=) :consumer AND i.source OPERATOR(pg_catalog.=) t.source
+        AND i.message_id OPERATOR(pg_catalog.=) t.message_id
+)
+LIMIT 1
+"""
+
 # Two steps in the primary key, however many messages are remembered.
 OTHER_SOURCE = """
 (SELECT source FROM {inbox} WHERE consumer OPERATOR(pg_catalog.=) :consumer AND source OPERATOR(pg_catalog.>) :source
@@ -93,6 +105,7 @@ class Store:
         self._once = _Prepared(ONCE.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
         self._once_each = _Prepared(ONCE_EACH.format(inbox=inbox, limits=LIMITS, restored=RESTORED))
         self._forget_each = _Prepared(FORGET_EACH.format(inbox=inbox))
+        self._not_remembered = _Prepared(NOT_REMEMBERED.format(inbox=inbox))
         self._other_source = _Prepared(OTHER_SOURCE.format(inbox=inbox))
         self.taken_at = float("-inf")
         """When the last attempt began whose INSERT the database took; set by those who make attempts."""
@@ -104,14 +117,21 @@ class Store:
         comes back; if it rolls back, this one goes on; if it does neither for 200 ms, this one fails (55P03), to be
         tried later. Only a committed effect ever makes a duplicate. ``idle``: milliseconds after which the server may
         end this transaction if nothing is heard of it.
+
+        :raises RowNotStored: a trigger of the user's let the row vanish, and the message is not remembered.
         """
-        return self._once(connection, identity._asdict() | {"idle": idle}).first() is not None
+        if self._once(connection, identity._asdict() | {"idle": idle}).first() is not None:
+            return True
+        self._require_remembered(connection, [identity])
+        return False
 
     def once_each(self, connection: Connection, identities: Collection[Identity], idle: str = "0") -> New:
         """Remember many messages of one consumer, in one statement; tells which of them had not been.
 
         Right under concurrency as ``once`` is. Rows are written in the order of their keys: two processes that have the
         same messages in another order wait for each other, and never in a circle.
+
+        :raises RowNotStored: as ``once``.
         """
         distinct = set(identities)
         wanted = _in_order(distinct)
@@ -120,7 +140,9 @@ class Store:
             return New(distinct, found.written_by)
         consumer = wanted[0].consumer
         came = zip(found.sources or (), found.message_ids or (), strict=True)
-        return New({Identity(consumer, source, message_id) for source, message_id in came}, found.written_by)
+        new = {Identity(consumer, source, message_id) for source, message_id in came}
+        self._require_remembered(connection, _in_order(distinct - new))
+        return New(new, found.written_by)
 
     def forget_each(self, connection: Connection, identities: Collection[Identity], written_by: str) -> None:
         """Take back what ``once_each`` remembered in the transaction ``written_by``, and nothing else."""
@@ -130,6 +152,15 @@ class Store:
         """Another source of which the consumer remembers a message; None: there is none."""
         row = self._other_source(connection, {"consumer": identity.consumer, "source": identity.source}).first()
         return None if row is None else str(row[0])
+
+    def _require_remembered(self, connection: Connection, identities: list[Identity]) -> None:
+        """What was not new has to be there. A later statement sees what others have committed meanwhile."""
+        vanished = self._not_remembered(connection, _columns(identities)).first()
+        if vanished is not None:
+            raise RowNotStored(
+                f"PostgreSQL took the inbox row of message {vanished.message_id} without an error and has not stored "
+                "it: look for a trigger on inbox_message that returns NULL"
+            )
 
     async def starts(self, session: AsyncSession, identity: Identity) -> int:
         """How many starts of the message are recorded and not taken back."""

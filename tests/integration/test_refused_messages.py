@@ -23,6 +23,12 @@ CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;;
 CREATE TRIGGER refuse {time} INSERT ON relmsg.inbox_message FOR EACH ROW EXECUTE FUNCTION public.refuse()
 """
+VANISHING = """
+CREATE FUNCTION public.refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF {when} THEN RETURN NULL; END IF; RETURN NEW;
+END $$;;
+CREATE TRIGGER refuse BEFORE INSERT ON relmsg.inbox_message FOR EACH ROW EXECUTE FUNCTION public.refuse()
+"""
 DROP = "DROP FUNCTION public.refuse() CASCADE"
 KNOWN = """
 CREATE TABLE public.known (source text PRIMARY KEY);;
@@ -42,12 +48,14 @@ AGAINST_ONE = {
     "a trigger that speaks of a state": trigger(code="55000"),
     "a constraint": "ALTER TABLE relmsg.inbox_message ADD CONSTRAINT refuse CHECK (message_id <> 'bad')",
     "a foreign key": KNOWN,
+    "a trigger that lets the row vanish": VANISHING.format(when="NEW.message_id = 'bad'"),
 }
 AGAINST_ALL = {
     "a trigger": trigger("true"),
     "a trigger with a fault": trigger("true", "22012"),
     "a trigger with a code of its own": trigger("true", "APP01", "AFTER"),
     "a permission": trigger("true", "42501"),
+    "a trigger that lets the row vanish": VANISHING.format(when="true"),
     "a constraint": "ALTER TABLE relmsg.inbox_message ADD CONSTRAINT refuse CHECK (consumer <> 'billing') NOT VALID",
 }
 
