@@ -372,7 +372,7 @@ class Inbox:
         bind = self.sessions.kw.get("bind")
         if not isinstance(bind, AsyncEngine | None):
             return  # a connection that somebody else works on as well
-        await require_transactions(self.sessions)
+        await require_transactions(self.sessions, None if bind is None else bind.url)
         if bind is not None:
             await require_current(bind, self.schema)
 

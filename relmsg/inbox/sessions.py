@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import URL
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
@@ -14,16 +15,16 @@ from relmsg.inbox.transaction import Opened
 POSTGRESQL = "postgresql"
 
 
-async def require_transactions(sessions: async_sessionmaker[Any]) -> None:
+async def require_transactions(sessions: async_sessionmaker[Any], url: URL | None) -> None:
     """Open one of the sessions, and look at the connection that it works on.
 
     In AUTOCOMMIT the inbox row would be committed before the handler has done anything: after a failure the next try
-    would take the message for a duplicate, and it would be lost.
+    would take the message for a duplicate, and it would be lost. ``url`` names the server in errors.
 
     :raises UsageError: they have no database, one that is not PostgreSQL, or commit each statement by itself.
     :raises DatabaseAway, AccessRefused: it does not answer, or refuses the login.
     """
-    with translated():
+    with translated(url):
         try:
             async with Opened(sessions) as session:
                 connection = await session.connection()
