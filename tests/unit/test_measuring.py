@@ -11,26 +11,13 @@ from relmsg.outbox.duties import COUNT_MOST_SECONDS, OLDEST_MOST_SECONDS, Duties
 from relmsg.outbox.metrics import RelayMetrics
 from relmsg.outbox.progress import Progress
 from relmsg.runtime.rest import rest_after
-
-
-class Clock:
-    """Time passes by sleeping, and while the database stands still."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        await asyncio.sleep(0)
+from tests.support.clocks import SteppedClock
 
 
 class Store:
     """An outbox with one message, whose statements take as long as the test says."""
 
-    def __init__(self, clock: Clock, seconds: list[float]) -> None:
+    def __init__(self, clock: SteppedClock, seconds: list[float]) -> None:
         self.waiting = 1
         self._clock = clock
         self._seconds = seconds
@@ -64,7 +51,7 @@ class Slots:
     owned = frozenset(range(64))
 
 
-async def measured(store: Store, clock: Clock, until: float, sent_at: float) -> Progress:
+async def measured(store: Store, clock: SteppedClock, until: float, sent_at: float) -> Progress:
     """What is known after measuring so long, where the message is sent at this time."""
     progress = Progress(clock.now)
     anything: Any = None
@@ -92,7 +79,7 @@ async def measured(store: Store, clock: Clock, until: float, sent_at: float) -> 
 async def test_an_outage_while_it_is_measured_is_over_for_the_probes_seconds_later() -> None:
     """The database stands still for half a minute while the oldest message is asked for: that nothing waits any more is
     known ten seconds later, and not after a hundred times half a minute."""
-    clock = Clock()
+    clock = SteppedClock()
     store = Store(clock, [0.001, 0.001, 30.0])
     progress = await measured(store, clock, until=1080.0, sent_at=1033.0)
     assert progress.backlog == 0
@@ -103,7 +90,7 @@ async def test_an_outage_while_it_is_measured_is_over_for_the_probes_seconds_lat
 
 async def test_a_count_is_never_older_than_ten_minutes() -> None:
     """A count that a lock has held up for half a minute is made again within ten minutes."""
-    clock = Clock()
+    clock = SteppedClock()
     store = Store(clock, [0.001, 30.0])
     await measured(store, clock, until=1700.0, sent_at=10_000.0)
     assert store.counted_at[1] - store.counted_at[0] <= 30.0 + COUNT_MOST_SECONDS + 3.0

@@ -7,25 +7,12 @@ from relmsg.inbox.gate import Gate
 from relmsg.inbox.outcome import Unsettled
 from relmsg.inbox.rest import Rest
 from relmsg.inbox.slots import Slots
-
-
-class Clock:
-    """Time passes when the test says so, and by sleeping."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        self.now += seconds
-        await asyncio.sleep(0)
+from tests.support.clocks import SteppedClock
 
 
 def test_nothing_moves_unless_it_is_told() -> None:
     """Time passes until something moves, and from then on again."""
-    clock = Clock()
+    clock = SteppedClock()
     progress = Progress(clock)
     clock.now += 61
     assert progress.standing_still() == 61
@@ -36,7 +23,7 @@ def test_nothing_moves_unless_it_is_told() -> None:
 
 async def test_an_attempt_may_take_its_time_and_no_longer() -> None:
     """What runs in a slot is no standstill for as long as it was announced; afterwards all the time counts."""
-    clock = Clock()
+    clock = SteppedClock()
     slots = Slots(2, Rest(Progress(clock)))
     progress = slots.rest.progress
     async with slots.one(70):
@@ -54,11 +41,11 @@ async def test_an_attempt_may_take_its_time_and_no_longer() -> None:
 
 async def test_a_wait_of_known_length_is_no_standstill() -> None:
     """A retry in ten minutes is waited for; a wait for a slot that never comes is a standstill."""
-    clock = Clock()
+    clock = SteppedClock()
     rest = Rest(Progress(clock))
     long = asyncio.Event()
 
-    class Slow(Clock):
+    class Slow(SteppedClock):
         async def sleep(self, seconds: float) -> None:
             await long.wait()
 
@@ -74,7 +61,7 @@ async def test_a_wait_of_known_length_is_no_standstill() -> None:
 
 async def test_trials_of_a_service_that_is_away_are_movement() -> None:
     """An outage of hours is no standstill while somebody tries; a trial that never ends is one."""
-    clock, hangs = Clock(), asyncio.Event()
+    clock, hangs = SteppedClock(), asyncio.Event()
     rest = Rest(Progress(clock))
     gate = Gate("database", rest=rest, clock=clock, chance=lambda: 1.0)
     seen: list[float] = []
